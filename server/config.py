@@ -1,4 +1,4 @@
-"""The configuration: `rustydb.toml`, then `RUSTYDB_*` variables, then flags, over the table in `server/settings_table.py`.
+"""The configuration: `rustydb.toml`, `RUSTYDB_*` variables and flags, over the table in `server/settings_table.py`.
 
 `load_config()` reads all three and gives a `Config`, or raises one `ConfigError` that names every wrong setting, its
 value, where it came from and what was expected. Everybody reads `config.<section>.<name>`, at the time of use: a
@@ -222,7 +222,7 @@ def load_config(*, config_file: Path | None = None, flags: Mapping[str, object] 
 
 
 def find_config_file() -> Path | None:
-    """`$RUSTYDB_CONFIG`; else `rustydb.toml` here, in the user's configuration directory, in /etc/rustydb: the first there is."""
+    """`$RUSTYDB_CONFIG`, else the first `rustydb.toml` here, in the user's configuration directory, in /etc/rustydb."""
     named = os.environ.get("RUSTYDB_CONFIG")
     if named:
         return Path(named)
@@ -309,7 +309,7 @@ def _independent(error: ValidationError) -> list[Any]:
 
 
 def _problem(detail: Any, gathered: _Gathered) -> ConfigProblem:
-    """One sentence from one of pydantic's errors. `loc` is (section, field, ...), empty for rules over several settings."""
+    """One sentence from one of pydantic's errors. `loc` is (section, field); () for rules over several settings."""
     location = tuple(map(str, detail["loc"]))
     reason = str(detail.get("ctx", {}).get("error", "")) if detail["type"] == "value_error" else ""
     if len(location) < 2:

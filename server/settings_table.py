@@ -1,4 +1,4 @@
-"""Every setting of RustyDB, declared once: name, type, default, documentation, whether a reload changes it, whether it is secret.
+"""Every setting of RustyDB, declared once: name, type, default, documentation, reloadable or not, secret or not.
 
 The file (`rustydb.toml`), the environment, the flags, `SHOW SETTINGS`, `rustydb check-config`, `docs/settings.md` and
 `deploy/config/full.toml` all come from these classes. `server/config.py` reads values into them. Nothing here reads
@@ -35,7 +35,7 @@ def _empty_is_none(value: object) -> object:
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a whole number is expected")  # noqa: TRY004 - pydantic reports ValueError only
+        raise ValueError("a whole number is expected")
     return value
 
 
@@ -60,14 +60,6 @@ Names = Annotated[list[str], BeforeValidator(_split_names)]
 EngineValues = Annotated[dict[str, str], BeforeValidator(_texts)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Marks:
-    reloadable: bool
-    secret: bool
-    short_env: str | None
-    default_text: str | None
-
-
 def _setting(
     default: Any,
     doc: str,
@@ -78,9 +70,14 @@ def _setting(
     default_text: str | None = None,
 ) -> Any:
     """Declare one setting. `default` may be a function (of the values before it); `default_text` then describes it."""
-    marks = _Marks(reloadable, secret, short_env, default_text)
     arguments: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(description=doc, repr=not secret, json_schema_extra={"marks": marks}, **arguments)  # type: ignore[dict-item]
+    marks: dict[str, Any] = {
+        "reloadable": reloadable,
+        "secret": secret,
+        "short_env": short_env,
+        "default_text": default_text,
+    }
+    return Field(description=doc, repr=not secret, json_schema_extra=marks, **arguments)
 
 
 def default_data_dir() -> Path:
@@ -158,7 +155,7 @@ class EngineSettings(Section):
     )
     bin_dir: OptionalPath = _setting(
         None,
-        "Directory with postgres, initdb and pg_ctl of PostgreSQL 16 to 18; empty means the ones installed with RustyDB.",
+        "Directory with the programs of PostgreSQL 16 to 18; empty means the ones installed with RustyDB.",
     )
     dsn: str = _setting("", "Connection string of the remote engine.", secret=True)
     max_connections: Count = _setting(
@@ -172,7 +169,7 @@ class EngineSettings(Section):
     )
     os_user: str = _setting(
         "",
-        "Operating-system user that the engine runs as when RustyDB is started by root; empty lets RustyDB pick an unprivileged one.",
+        "Operating-system user that the engine runs as when RustyDB is started by root; empty lets RustyDB pick one.",
     )
     settings: EngineValues = _setting(
         dict, "Further settings of postgresql.conf, name by name; they win over RustyDB's own.", default_text="none"
@@ -368,16 +365,21 @@ def settings_of(sections: dict[str, type[Section]]) -> Iterator[Setting]:
     """The table, in the order of declaration."""
     for section, model in sections.items():
         for field, info in model.model_fields.items():
-            extra = info.json_schema_extra
-            marks = extra.get("marks") if isinstance(extra, dict) else None
-            if not isinstance(marks, _Marks) or not info.description:
+            marks: Any = info.json_schema_extra
+            if not isinstance(marks, dict) or not info.description:
                 raise TypeError(f"{model.__name__}.{field} is not declared with _setting")
             unit = next((item.name for item in info.metadata if isinstance(item, Unit)), None)
-            default = marks.default_text or render_value(info.get_default(), unit)
             yield Setting(
-                section, field, info.description, _expected(info, unit), default,
-                marks.reloadable, marks.secret, unit, marks.short_env,
-            )  # fmt: skip
+                section=section,
+                field=field,
+                doc=info.description,
+                expected=_expected(info, unit),
+                default=marks["default_text"] or render_value(info.get_default(), unit),
+                reloadable=marks["reloadable"],
+                secret=marks["secret"],
+                unit=unit,
+                short_env=marks["short_env"],
+            )
 
 
 def _expected(info: FieldInfo, unit: str | None) -> str:

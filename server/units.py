@@ -28,7 +28,7 @@ def parse_byte_count(value: object) -> int:
 
 def _parse(value: object, units: dict[str, float], base: str) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("a number with or without a unit is expected")  # noqa: TRY004 - one error for every wrong value
+        raise ValueError("a number with or without a unit is expected")
     if not isinstance(value, str):
         number = float(value)
     else:
