@@ -1,0 +1,54 @@
+"""SASLprep (RFC 4013): two spellings of one password become the same bytes.
+
+As PostgreSQL's pg_saslprep does it: plain ASCII is left alone, and a password that cannot be prepared (bytes that are
+not UTF-8, prohibited or unassigned characters, mixed directions, nothing left) is used as it came.
+"""
+
+from __future__ import annotations
+
+import stringprep
+import unicodedata
+
+_PROHIBITED = (
+    stringprep.in_table_c12,
+    stringprep.in_table_c21,
+    stringprep.in_table_c22,
+    stringprep.in_table_c3,
+    stringprep.in_table_c4,
+    stringprep.in_table_c5,
+    stringprep.in_table_c6,
+    stringprep.in_table_c7,
+    stringprep.in_table_c8,
+    stringprep.in_table_c9,
+    stringprep.in_table_a1,
+)
+
+
+def prepare_password(password: str | bytes) -> bytes:
+    """The bytes SCRAM hashes for a password. A `str` may hold surrogate escapes: raw bytes that were not UTF-8."""
+    raw = password.encode("utf-8", "surrogateescape") if isinstance(password, str) else password
+    if raw.isascii():
+        return raw
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+    prepared = saslprep(text)
+    return raw if prepared is None else prepared.encode("utf-8")
+
+
+def saslprep(text: str) -> str | None:
+    """The prepared string, or None where RFC 4013 prohibits it."""
+    mapped = "".join(
+        " " if stringprep.in_table_c12(char) else char for char in text if not stringprep.in_table_b1(char)
+    )
+    prepared = unicodedata.normalize("NFKC", mapped)
+    if not prepared or any(prohibited(char) for char in prepared for prohibited in _PROHIBITED):
+        return None
+    if any(stringprep.in_table_d1(char) for char in prepared):
+        # Right-to-left text: no left-to-right letter, and it begins and ends right-to-left.
+        if any(stringprep.in_table_d2(char) for char in prepared):
+            return None
+        if not (stringprep.in_table_d1(prepared[0]) and stringprep.in_table_d1(prepared[-1])):
+            return None
+    return prepared
