@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-PROTOCOL_VIOLATION: Final = "08P01"
+from protocol.sqlstate import INTERNAL_ERROR, PROTOCOL_VIOLATION
 
 # Field letter -> attribute of PgError, in the order PostgreSQL writes them. 'S' and 'V' share `severity`, see below.
 ERROR_FIELDS: Final[tuple[tuple[str, str], ...]] = (
@@ -172,7 +172,7 @@ class PgError(Exception):
                 unknown.append((letter, text))
         severity = known.pop("severity", "") or known.get("severity_localized", "") or "ERROR"
         error = cls(
-            known.pop("sqlstate", "XX000"),
+            known.pop("sqlstate", INTERNAL_ERROR),
             known.pop("message", ""),
             severity=severity,
             unknown_fields=tuple(unknown),

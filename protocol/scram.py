@@ -19,8 +19,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from protocol.errors import PROTOCOL_VIOLATION, PgError
+from protocol.errors import PgError
 from protocol.saslprep import prepare_password
+from protocol.sqlstate import (
+    FEATURE_NOT_SUPPORTED,
+    INVALID_AUTHORIZATION_SPECIFICATION,
+    INVALID_PASSWORD,
+    PROTOCOL_VIOLATION,
+)
 
 SCRAM_SHA_256: Final = "SCRAM-SHA-256"
 SCRAM_SHA_256_PLUS: Final = "SCRAM-SHA-256-PLUS"
@@ -178,13 +184,13 @@ class ScramServer:
         reader = _Attributes(_text(client_first))
         self._flag = self._read_binding_flag(reader)
         if reader.peek() == "a":
-            raise ScramError("0A000", "client uses authorization identity, but it is not supported")
+            raise ScramError(FEATURE_NOT_SUPPORTED, "client uses authorization identity, but it is not supported")
         if reader.peek() != ",":
             raise _malformed(f'Unexpected attribute "{_shown(reader.peek())}" in client-first-message.')
         reader.skip()
         self._client_first_bare = reader.rest()
         if reader.peek() == "m":
-            raise ScramError("0A000", "client requires an unsupported SCRAM extension")
+            raise ScramError(FEATURE_NOT_SUPPORTED, "client requires an unsupported SCRAM extension")
         reader.value("n")  # the user: the startup packet's counts, as in PostgreSQL
         client_nonce = reader.value("r")
         if not _is_printable(client_nonce):
@@ -207,7 +213,7 @@ class ScramServer:
             if flag == "y" and self._channel_binding is not None:
                 # Somebody in between took -PLUS out of our offer.
                 raise ScramError(
-                    "28000",
+                    INVALID_AUTHORIZATION_SPECIFICATION,
                     "SCRAM channel binding negotiation error",
                     "The client supports SCRAM channel binding but thinks the server does not.  "
                     "However, this server does support channel binding.",
@@ -252,7 +258,7 @@ class ScramServer:
         client_key = _xor(proof, signature)
         proved = hmac.compare_digest(_sha256(client_key), self._verifier.stored_key)
         if not proved or self._verifier.is_mock:
-            raise ScramError("28P01", f'password authentication failed for user "{self._role}"')
+            raise ScramError(INVALID_PASSWORD, f'password authentication failed for user "{self._role}"')
         self._client_key = client_key
         return b"v=" + base64.b64encode(hmac.digest(self._verifier.server_key, message, "sha256"))
 
@@ -260,7 +266,7 @@ class ScramServer:
         if self._uses_binding:
             expected = _to_base64(_GS2_PLUS.encode() + (self._channel_binding or b""))
             if not hmac.compare_digest(sent.encode("utf-8", "surrogateescape"), expected.encode()):
-                raise ScramError("28000", "SCRAM channel binding check failed")
+                raise ScramError(INVALID_AUTHORIZATION_SPECIFICATION, "SCRAM channel binding check failed")
         elif sent != _to_base64(f"{self._flag},,".encode()):
             raise ScramError(PROTOCOL_VIOLATION, "unexpected SCRAM channel-binding attribute in client-final-message")
 
@@ -300,9 +306,13 @@ class ScramClient:
         if self._channel_binding is not None and SCRAM_SHA_256_PLUS in offered:
             mechanism, self._gs2 = SCRAM_SHA_256_PLUS, _GS2_PLUS
         elif self._require_binding:
-            raise ScramError("28000", "channel binding is required, but server did not offer it")
+            raise ScramError(
+                INVALID_AUTHORIZATION_SPECIFICATION, "channel binding is required, but server did not offer it"
+            )
         elif SCRAM_SHA_256 not in offered:
-            raise ScramError("28000", "none of the server's SASL authentication mechanisms are supported")
+            raise ScramError(
+                INVALID_AUTHORIZATION_SPECIFICATION, "none of the server's SASL authentication mechanisms are supported"
+            )
         elif self._channel_binding is not None:
             # "We could, you do not seem to": lets the server notice that its offer was tampered with.
             self._gs2 = "y,,"
@@ -322,7 +332,9 @@ class ScramClient:
         if not (iterations.isascii() and iterations.isdigit()) or _bounded_int(iterations) < 1:
             raise _malformed("Invalid iteration count.")
         if self._keys is None and _bounded_int(iterations) > MAX_CLIENT_ITERATIONS:
-            raise ScramError("0A000", f"server asks for more than {MAX_CLIENT_ITERATIONS} SCRAM iterations")
+            raise ScramError(
+                FEATURE_NOT_SUPPORTED, f"server asks for more than {MAX_CLIENT_ITERATIONS} SCRAM iterations"
+            )
         keys = self._keys or derive_keys(self._password or b"", salt, int(iterations))
         binding = self._gs2.encode()
         if self._gs2 == _GS2_PLUS:
@@ -337,12 +349,12 @@ class ScramClient:
         """Does the server know the verifier? An impostor does not. Raises ScramError."""
         reader = _Attributes(_text(server_final))
         if reader.peek() == "e":
-            raise ScramError("28P01", f"error received from server in SCRAM exchange: {reader.value('e')}")
+            raise ScramError(INVALID_PASSWORD, f"error received from server in SCRAM exchange: {reader.value('e')}")
         signature = _from_base64(reader.value("v"))
         if signature is None or len(signature) != KEY_BYTES:
             raise _malformed("Invalid server signature.")
         if self._server_signature is None or not hmac.compare_digest(signature, self._server_signature):
-            raise ScramError("28000", "incorrect server signature")
+            raise ScramError(INVALID_AUTHORIZATION_SPECIFICATION, "incorrect server signature")
 
 
 class _Attributes:

@@ -21,6 +21,7 @@ from protocol.codes import (
 from protocol.errors import PgError, RemoteProtocolError
 from protocol.fields import CancelKey, CString, CStrings32, Int32, ParameterMap, ProcessId, UInt16
 from protocol.message import Message, message, startup_packet
+from protocol.sqlstate import FEATURE_NOT_SUPPORTED, INVALID_AUTHORIZATION_SPECIFICATION
 
 _SPECIAL_MAJOR: Final = 1234
 
@@ -128,7 +129,7 @@ def decode_startup_packet(body: bytes | bytearray | memoryview) -> StartupPacket
         raise RemoteProtocolError(
             f"unsupported frontend protocol {major}.{minor}: server supports "
             f"{PROTOCOL_MAJOR}.0 to {PROTOCOL_MAJOR}.{LATEST_MINOR}",
-            sqlstate="0A000",
+            sqlstate=FEATURE_NOT_SUPPORTED,
         )
     try:
         return StartupMessage.decode(body)
@@ -157,7 +158,9 @@ def negotiate(
     user is named.
     """
     if startup.user is None:
-        raise PgError("28000", "no PostgreSQL user name specified in startup packet", severity="FATAL")
+        raise PgError(
+            INVALID_AUTHORIZATION_SPECIFICATION, "no PostgreSQL user name specified in startup packet", severity="FATAL"
+        )
     unknown = tuple(name for name in startup.protocol_options if name not in known_options)
     minor = min(startup.minor, latest_minor)
     reply = None
