@@ -1,0 +1,170 @@
+"""Admin results as wire bytes, for the simple and the extended protocol alike.
+
+The session core calls `row_description` (Describe, or the head of a simple reply), `rows` (all DataRow messages) and
+`command_complete`; or `simple_reply` for all of it but ReadyForQuery. `data_rows` gives the messages one by one, for an
+Execute with a row limit. `decode_parameters` turns the values of a Bind into what `AdminConsole.run` takes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import struct
+from collections.abc import Callable, Sequence
+
+from protocol import values
+from protocol.backend_messages import CommandComplete, RowDescription
+from protocol.errors import PgError
+from server.admin.console import FLOAT8_OID, INT8_OID, BoundCommand
+from server.extension.commands import AdminColumn, AdminResult, ColumnType
+from server.extension.grammar import Value
+
+Formats = Sequence[int]
+"""Result format codes as in Bind: () all text, (f,) the same for all, else one a column."""
+
+
+def expand_formats(formats: Formats, count: int) -> tuple[int, ...]:
+    """One format a column.
+
+    Raises PgError 08P01 where the number fits neither rule, 22023 for a code that does not exist.
+    """
+    if any(code not in (0, 1) for code in formats):
+        raise PgError("22023", f"unsupported format code: {next(code for code in formats if code not in (0, 1))}")
+    if not formats:
+        return (0,) * count
+    if len(formats) == 1:
+        return (formats[0],) * count
+    if len(formats) != count:
+        raise PgError("08P01", f"bind message has {len(formats)} result formats but query has {count} columns")
+    return tuple(formats)
+
+
+def row_description(columns: Sequence[AdminColumn], formats: Formats = ()) -> bytes:
+    """The RowDescription message; b"" where there are no columns (Describe then answers NoData)."""
+    if not columns:
+        return b""
+    codes = expand_formats(formats, len(columns))
+    fields = tuple(
+        values.column(column.name, column.type_oid, format=code) for column, code in zip(columns, codes, strict=True)
+    )
+    return RowDescription(fields).encode()
+
+
+def data_rows(result: AdminResult, columns: Sequence[AdminColumn], formats: Formats = ()) -> list[bytes]:
+    """One DataRow message a row."""
+    codes = expand_formats(formats, len(columns))
+    encoders = [_encoder(column.type_oid, code) for column, code in zip(columns, codes, strict=True)]
+    return [_data_row(row, encoders) for row in result.rows]
+
+
+def rows(result: AdminResult, columns: Sequence[AdminColumn], formats: Formats = ()) -> bytes:
+    """All DataRow messages in one piece."""
+    return b"".join(data_rows(result, columns, formats)) if columns else b""
+
+
+def command_complete(bound: BoundCommand, result: AdminResult) -> bytes:
+    return CommandComplete(result.tag or bound.tag).encode()
+
+
+def notices(result: AdminResult) -> bytes:
+    """NoticeResponse messages, to be sent before anything else of the reply."""
+    return b"".join(notice.to_notice_response() for notice in result.notices)
+
+
+def simple_reply(bound: BoundCommand, result: AdminResult) -> bytes:
+    """The whole reply to a simple Query but ReadyForQuery."""
+    return b"".join(
+        (
+            notices(result),
+            row_description(bound.columns),
+            rows(result, bound.columns),
+            command_complete(bound, result),
+        )
+    )
+
+
+def execute_reply(bound: BoundCommand, result: AdminResult, formats: Formats) -> bytes:
+    """The whole reply to an Execute without row limit."""
+    return b"".join((notices(result), rows(result, bound.columns, formats), command_complete(bound, result)))
+
+
+def decode_parameters(bound: BoundCommand, raw: Sequence[bytes | None], formats: Formats) -> tuple[Value | None, ...]:
+    """Values of $1, $2, ... from a Bind. Raises PgError as PostgreSQL would: 08P01, 22P02, 22P03, 22021, 22003."""
+    oids = bound.parameter_oids
+    if len(raw) != len(oids):
+        raise PgError("08P01", f"bind message supplies {len(raw)} parameters, but the command requires {len(oids)}")
+    if len(formats) not in (0, 1, len(oids)):
+        raise PgError("08P01", f"bind message has {len(formats)} parameter formats but {len(oids)} parameters")
+    codes = expand_formats(formats, len(oids))
+    return tuple(_decode(value, oid, code) for value, oid, code in zip(raw, oids, codes, strict=True))
+
+
+# Values
+
+
+def _moment(value: object) -> object:
+    if isinstance(value, (int, float)):
+        return dt.datetime.fromtimestamp(value, dt.UTC)
+    return value
+
+
+def _encoder(type_oid: int, code: int) -> Callable[[object], bytes | None]:
+    convert: Callable[[object], object] = _identity
+    if type_oid == ColumnType.TIMESTAMPTZ:
+        convert = _moment
+    elif type_oid == ColumnType.FLOAT8:
+        convert = _float
+    if code:
+        return lambda value: None if value is None else values.encode_binary(convert(value), type_oid)
+    return lambda value: None if value is None else values.encode_text(convert(value))
+
+
+def _identity(value: object) -> object:
+    return value
+
+
+def _float(value: object) -> object:
+    return float(value) if isinstance(value, int) else value
+
+
+def _data_row(row: Sequence[object], encoders: Sequence[Callable[[object], bytes | None]]) -> bytes:
+    parts = [struct.pack("!h", len(encoders))]
+    for value, encode in zip(row, encoders, strict=True):
+        raw = encode(value)
+        if raw is None:
+            parts.append(b"\xff\xff\xff\xff")
+        else:
+            parts.append(struct.pack("!i", len(raw)))
+            parts.append(raw)
+    body = b"".join(parts)
+    return b"D" + struct.pack("!i", len(body) + 4) + body
+
+
+def _decode(value: bytes | None, oid: int, code: int) -> Value | None:
+    if value is None:
+        return None
+    if code and oid in (INT8_OID, FLOAT8_OID):
+        if len(value) != 8:
+            raise PgError("22P03", "incorrect binary data format in bind parameter")
+        decoded: int | float = struct.unpack("!q" if oid == INT8_OID else "!d", value)[0]
+        return decoded
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        raise PgError("22021", 'invalid byte sequence for encoding "UTF8"') from error
+    if oid == INT8_OID:
+        return _parse_integer(text)
+    if oid == FLOAT8_OID:
+        try:
+            return float(text)
+        except ValueError as error:
+            raise PgError("22P02", f'invalid input syntax for type double precision: "{text}"') from error
+    return text
+
+
+def _parse_integer(text: str) -> int:
+    digits = text.strip().lstrip("+-")
+    if not digits.isascii() or not digits.isdigit() or len(text.strip()) - len(digits) > 1:
+        raise PgError("22P02", f'invalid input syntax for type bigint: "{text}"')
+    if len(digits.lstrip("0")) > 19 or not -(2**63) <= int(text) < 2**63:
+        raise PgError("22003", f'value "{text}" is out of range for type bigint')
+    return int(text)
