@@ -1,0 +1,47 @@
+"""What a pool is told: its key and its limits. Names and units are those of the `pool` section of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class PoolKey(NamedTuple):
+    """One block of connections: they are logged in to `database` as `role`."""
+
+    database: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Limits of one pool. Durations are seconds; 0 turns a timeout off."""
+
+    max_backends: int = 60
+    """The budget: connections over all blocks, those being made included."""
+    default_pool_size: int = 20
+    """How many working connections a block may have; see `reserve_pool_timeout`."""
+    min_pool_size: int = 0
+    """Connections a block with sessions keeps while it is idle."""
+    reserve_pool_timeout: float = 5.0
+    """After a waiter has waited this long, long-held leases no longer count against `default_pool_size`."""
+    query_wait_timeout: float = 120.0
+    """The longest wait in the queue; then `PoolTimeout`."""
+    server_idle_timeout: float = 600.0
+    """Idle connections older than this are closed."""
+    server_lifetime: float = 3600.0
+    """A connection is replaced at this age, less a random tenth."""
+    server_connect_timeout: float = 15.0
+    """The longest a login may take."""
+    connect_burst: int = 8
+    """Logins under way at one time, over all blocks."""
+    connect_rate: float = 200.0
+    """Logins a second once `connect_burst` of them were started at a stroke; 0 is without limit."""
+    breaker_failures: int = 5
+    """Failed logins in a row, and ..."""
+    breaker_seconds: float = 10.0
+    """... the time they must span before waiters without any connection fail at once."""
+
+    def __post_init__(self) -> None:
+        if self.max_backends < 1 or self.default_pool_size < 1 or self.connect_burst < 1:
+            raise ValueError("max_backends, default_pool_size and connect_burst must be at least 1")
