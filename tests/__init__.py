@@ -1,0 +1,1 @@
+"""The tests of RustyDB. See CONTRIBUTING.md for what goes where."""
