@@ -105,9 +105,20 @@ def psql(arguments: tuple[str, ...], **options: Any) -> NoReturn:
     }
     environment.setdefault("PGUSER", "postgres")
     environment.setdefault("PGDATABASE", "postgres")
-    if config.auth.password:
-        environment.setdefault("PGPASSWORD", config.auth.password)
+    password = config.auth.password or _generated_password(config)
+    if password:
+        environment.setdefault("PGPASSWORD", password)
     os.execve(program, [program, *arguments], environment)
+
+
+def _generated_password(config: Config) -> str | None:
+    """The administrator's password as the first start left it, where this user may read it."""
+    from engine.layout import DataLayout
+
+    try:
+        return DataLayout(config.server.data_dir).password_file.read_text().strip()
+    except OSError:
+        return None
 
 
 @main.command()
