@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -210,14 +210,14 @@ class WireClient:
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         protocol: int = PROTOCOL_3_0,
-        **parameters: str,
+        parameters: Mapping[str, str] | None = None,
     ) -> Self:
         """Connect (with TLS where the target says so), authenticate and wait for ReadyForQuery."""
         client = cls(target.host, target.port, timeout_seconds)
         try:
             if target.tls:
                 client.start_tls()
-            client.send(startup({"user": target.user, "database": target.database, **parameters}, protocol))
+            client.send(startup({"user": target.user, "database": target.database, **(parameters or {})}, protocol))
             for found in client.authenticate(target.password):
                 if found.kind == "E":
                     raise WireError(found.fields)
