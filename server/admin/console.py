@@ -96,7 +96,7 @@ class AdminConsole:
         self._registry = registry
         self._is_member = is_member
         self._bus = bus
-        self._log = log or logging.getLogger("rustydb.admin")
+        self._log = log or logging.getLogger(__name__)
 
     @property
     def registry(self) -> CommandRegistry:

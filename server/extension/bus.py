@@ -28,8 +28,6 @@ from typing import Any, Literal, TypeVar, overload
 from server.extension.events import (
     ALL_EVENTS,
     BackendAcquired,
-    BackendConnected,
-    BackendLost,
     BackendReleased,
     Event,
     FeatureFailed,
@@ -255,7 +253,7 @@ class EventBus:
         self.wants_query_events = False  # either of the two above
         self.is_query_inline = False  # an inline subscriber of either: use publish_inline, not publish
         self.wants_transaction_ended = False
-        self.wants_backend_events = False  # BackendConnected, BackendAcquired, BackendReleased, BackendLost
+        self.wants_backend_events = False  # BackendAcquired, BackendReleased
         self._replan()
 
     @overload
@@ -448,6 +446,11 @@ class EventBus:
     def event_types(self) -> tuple[type[Event], ...]:
         return tuple(self._plans)
 
+    def remove_feature(self, feature: str) -> None:
+        """Cancel the subscriptions of a feature that does not run."""
+        for subscription in [one for one in self._subscriptions if one.subscriber == feature]:
+            subscription.cancel()
+
     def _remove(self, subscription: Subscription) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
@@ -465,9 +468,7 @@ class EventBus:
         self.wants_query_events = self.wants_query_started or self.wants_query_finished
         self.is_query_inline = bool(self._plans[QueryStarted][0] or self._plans[QueryFinished][0])
         self.wants_transaction_ended = self.has_subscribers(TransactionEnded)
-        self.wants_backend_events = any(
-            map(self.has_subscribers, (BackendConnected, BackendAcquired, BackendReleased, BackendLost))
-        )
+        self.wants_backend_events = self.has_subscribers(BackendAcquired) or self.has_subscribers(BackendReleased)
 
     def _report(self, subscription: Subscription, event: Event, error: BaseException) -> None:
         where = f"event {type(event).__name__}"

@@ -204,6 +204,18 @@ class CommandRegistry:
         same = sorted((*self._by_first_word.get(first, ()), registered), key=lambda one: -len(one.head))
         self._by_first_word[first] = tuple(same)
 
+    def remove_feature(self, feature: str) -> None:
+        """Forget the commands of a feature that does not run."""
+        gone = [name for name, one in self._by_name.items() if one.command.feature == feature]
+        for name in gone:
+            del self._by_name[name]
+        for first, commands in list(self._by_first_word.items()):
+            kept = tuple(one for one in commands if one.command.feature != feature)
+            if kept:
+                self._by_first_word[first] = kept
+            else:
+                del self._by_first_word[first]
+
     def starting_with(self, word: str) -> tuple[RegisteredCommand, ...]:
         """Commands whose first word, in lower case, is `word`; the ones with the longest head first."""
         return self._by_first_word.get(word, ())

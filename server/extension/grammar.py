@@ -2,8 +2,9 @@
 
 The syntax line is the one declaration: the parser, the hint of a syntax error and the documentation come from it.
 
-    SHOW CACHE ENTRIES [ FOR TABLE <relation:qualified> ] SHUTDOWN [ WAIT_FOR_SERVERS | WAIT_FOR_CLIENTS ] CREATE CACHE
-    POLICY <name> ON { TABLE <relation:qualified> | FOR ROLE <role> } [ WITH ( { <o> = <v:value> } [, ...] ) ]
+    SHOW CACHE ENTRIES [ FOR TABLE <relation:qualified> ]
+    SHUTDOWN [ WAIT_FOR_SERVERS | WAIT_FOR_CLIENTS ]
+    CREATE CACHE POLICY <name> ON { TABLE <relation:qualified> | ALL } [ WITH ( { <o> = <v:value> } [, ...] ) ]
     EXPLAIN CACHE <statement:text>
 
 Upper-case words and punctuation stand for themselves, `<name:kind>` is an argument, `[ ]` is optional, `{ | }` a

@@ -239,6 +239,14 @@ class Hooks:
             raise ValueError(f"commit participant {participant.name!r} is registered twice")
         self.commit = tuple(sorted((*self.commit, participant), key=lambda one: one.order))
 
+    def remove_feature(self, feature: str) -> None:
+        """Forget the hooks and commit participants of a feature that does not run."""
+        self.on_session_start = _without(self.on_session_start, feature)
+        self.before_query = _without(self.before_query, feature)
+        self.transform_rows = _without(self.transform_rows, feature)
+        self.after_query = _without(self.after_query, feature)
+        self.commit = tuple(one for one in self.commit if one.name != feature)
+
     def entries(self) -> list[HookEntry]:
         """Everything that is registered, in the order it runs."""
         found = [
@@ -380,6 +388,10 @@ def _insert(hooks: tuple[_Hook, ...], hook: _Hook) -> tuple[_Hook, ...]:
     if not hook.feature:
         raise ValueError("a hook needs the name of its feature")
     return tuple(sorted((*hooks, hook), key=lambda one: one.order))
+
+
+def _without(hooks: tuple[_Hook, ...], feature: str) -> tuple[_Hook, ...]:
+    return tuple(hook for hook in hooks if hook.feature != feature)
 
 
 def _judge(decision: QueryDecision, decided_by: str, context: QueryContext) -> Judgement:

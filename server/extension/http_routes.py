@@ -54,5 +54,9 @@ class HttpRoutes:
             raise HttpRouteError(f"{route.method} {route.path} is registered twice")
         self._routes[route.method, route.path] = route
 
+    def remove_feature(self, feature: str) -> None:
+        """Forget the routes of a feature that does not run."""
+        self._routes = {key: route for key, route in self._routes.items() if route.feature != feature}
+
     def __iter__(self) -> Iterator[HttpRoute]:
         return iter(self._routes.values())

@@ -30,6 +30,13 @@ class Services:
             raise ServiceError(f"service {service_type.__name__} is provided twice")
         self._by_type[service_type] = service
 
+    def types(self) -> frozenset[type[object]]:
+        return frozenset(self._by_type)
+
+    def withdraw(self, service_type: type[object]) -> None:
+        """Take back a service whose provider does not run."""
+        self._by_type.pop(service_type, None)
+
     def get(self, service_type: type[T]) -> T:
         """Raises ServiceError where nobody provides it: list its provider in `requires`."""
         if service_type not in self._by_type:
