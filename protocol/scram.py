@@ -39,6 +39,7 @@ _NONCE_BYTES: Final = 18
 _CHANNEL_BINDING_TYPE: Final = "tls-server-end-point"
 _GS2_PLUS: Final = f"p={_CHANNEL_BINDING_TYPE},,"
 _MALFORMED: Final = "malformed SCRAM message"
+_SHOWN_BYTES: Final = 30
 _WEAK_HASHES: Final = frozenset({"md5", "sha1"})
 
 
@@ -231,7 +232,7 @@ class ScramServer:
                 )
             kind = reader.value("p")
             if kind != _CHANNEL_BINDING_TYPE:
-                raise ScramError(PROTOCOL_VIOLATION, f'unsupported SCRAM channel-binding type "{_shown(kind, 30)}"')
+                raise ScramError(PROTOCOL_VIOLATION, f'unsupported SCRAM channel-binding type "{_shown_text(kind)}"')
             return flag
         raise _malformed(f'Unexpected channel-binding flag "{_shown(flag)}".')
 
@@ -418,13 +419,17 @@ def _malformed(detail: str) -> ScramError:
     return ScramError(PROTOCOL_VIOLATION, _MALFORMED, detail)
 
 
-def _shown(text: str, limit: int = 5) -> str:
-    """Input quoted in an error: printable ASCII, the rest as question marks or a hexadecimal byte."""
-    if limit == 5 and len(text) == 1 and not 0x21 <= ord(text) <= 0x7E:
-        return "0x" + text.encode("utf-8", "surrogateescape")[:1].hex()
-    if not text:
-        return "0x00" if limit == 5 else ""
-    return "".join(char if 0x21 <= ord(char) <= 0x7E else "?" for char in text[:limit])
+def _shown(char: str) -> str:
+    """One character of input in an error's detail: `'x'`, or its first byte where it is not printable ASCII."""
+    if char and 0x21 <= ord(char) <= 0x7E:
+        return f"'{char}'"
+    return f"0x{char.encode('utf-8', 'surrogateescape')[:1].hex() or '00'}"
+
+
+def _shown_text(text: str) -> str:
+    """The beginning of a piece of input, harmless to print."""
+    raw = text.encode("utf-8", "surrogateescape")[:_SHOWN_BYTES]
+    return "".join(chr(byte) if 0x21 <= byte <= 0x7E else "?" for byte in raw)
 
 
 def _is_printable(text: str) -> bool:
