@@ -61,7 +61,8 @@ def control_commands(control: ServerControl) -> tuple[AdminCommand, ...]:
             (),
             verbs.pause,
             "Give out no more backends, of one database or of all, and return when those given out are back. "
-            "Sessions stay connected and their statements wait. Not inside a transaction block: it would wait for itself.",
+            "Sessions stay connected and their statements wait. Not inside a transaction block: it would wait for "
+            "itself.",
             in_transaction_block=False,
         ),
         AdminCommand(
