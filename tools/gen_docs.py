@@ -15,14 +15,21 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from protocol import registry  # noqa: E402
+from server.admin.control import control_commands  # noqa: E402
+from server.admin.show import show_commands  # noqa: E402
+from server.admin.sources import AdminSources  # noqa: E402
 from server.config import SECTIONS, SETTINGS, Config  # noqa: E402
+from server.extension.commands import ColumnType, CommandRegistry, RegisteredCommand  # noqa: E402
 from server.extension.events import ALL_EVENTS  # noqa: E402
 from server.extension.hooks import HOOK_POINTS, Hooks  # noqa: E402
 from server.settings_table import Setting  # noqa: E402
+from server.snapshots import ServerControl  # noqa: E402
 
 FULL_TOML = ROOT / "deploy" / "config" / "full.toml"
 _BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
@@ -142,6 +149,105 @@ def events() -> str:
     return _table(("event", "delivery", "when", "fields"), rows)
 
 
+# Admin commands
+
+
+def admin_commands() -> str:
+    """Every command of the core; aliases stand with what they are another spelling of."""
+    commands = CommandRegistry(
+        [*show_commands(cast("AdminSources", None)), *control_commands(cast("ServerControl", None))]
+    )
+    aliases: dict[str, list[str]] = {}
+    for one in commands:
+        if one.command.alias_of:
+            aliases.setdefault(one.command.alias_of, []).append(one.readable_syntax)
+    return "\n".join(_command(one, aliases.get(one.name, [])) for one in commands if not one.command.alias_of)
+
+
+def _command(one: RegisteredCommand, aliases: list[str]) -> str:
+    also = "".join(f", also `{alias}`" for alias in aliases)
+    role = "Everybody may run it." if one.command.role == "public" else f"Needs `{one.command.role}`."
+    text = f"### {one.name}\n\n`{one.readable_syntax}`{also}. {role} {_paragraph(one.command.doc)}\n"
+    if not one.command.columns:
+        return text
+    rows = [(f"`{column.name}`", _type_name(column.type_oid), column.doc) for column in one.command.columns]
+    return text + "\n" + _table(("column", "type", "meaning"), rows)
+
+
+def _type_name(oid: int) -> str:
+    return ColumnType(oid).name.lower()
+
+
+# The protocol
+
+# What RustyDB does with each message; a message without a line here fails the build.
+_AS_IT_IS = "forwarded as it is"
+_NOT_SENT = "never sent to a client; understood from a remote engine"
+SUPPORT: dict[str, str] = {
+    "StartupMessage": "3.0 and 3.2; `options` and every setting of the packet reach the session",
+    "SslRequest": "answered S or N, see `tls.mode`; bytes behind it before the handshake are refused",
+    "GssEncRequest": "answered N: GSSAPI encryption is not offered",
+    "CancelRequest": "keys of 4 to 256 bytes; reaches the backend only while it works for that session",
+    "AuthenticationOk": "sent",
+    "AuthenticationKerberosV5": "not sent; PostgreSQL does not send it either",
+    "AuthenticationCleartextPassword": _NOT_SENT,
+    "AuthenticationMD5Password": _NOT_SENT,
+    "AuthenticationGSS": "not sent",
+    "AuthenticationGSSContinue": "not sent",
+    "AuthenticationSSPI": "not sent",
+    "AuthenticationSASL": "SCRAM-SHA-256, and SCRAM-SHA-256-PLUS under TLS",
+    "AuthenticationSASLContinue": "sent",
+    "AuthenticationSASLFinal": "sent",
+    "PasswordMessage": "refused: no method asks for it",
+    "SASLInitialResponse": "SCRAM, with channel binding where the client binds",
+    "SASLResponse": "SCRAM",
+    "GSSResponse": "refused",
+    "Query": "also with several statements; forwarded as it is, unless it needs something of the session",
+    "Parse": "names are the session's own; equal statements of different sessions share one on the backend",
+    "Bind": "forwarded with the backend's name of the statement",
+    "Describe": "forwarded with the backend's name",
+    "Execute": _AS_IT_IS,
+    "Close": "forwarded where the backend has it, else answered",
+    "Flush": _AS_IT_IS,
+    "Sync": "ends a run; an error skips to it",
+    "FunctionCall": _AS_IT_IS,
+    "Terminate": "ends the session; the backend stays",
+    "CopyData": _AS_IT_IS,
+    "CopyDone": _AS_IT_IS,
+    "CopyFail": _AS_IT_IS,
+    "NegotiateProtocolVersion": "sent for an unknown minor version or `_pq_.` option",
+    "ParameterStatus": "the session's own values at start, then forwarded",
+    "BackendKeyData": "a virtual process id and a key of our own, 32 bytes in protocol 3.2, 4 in 3.0",
+    "ReadyForQuery": "forwarded; status I lets the backend go",
+    "RowDescription": _AS_IT_IS,
+    "DataRow": "forwarded undecoded",
+    "CommandComplete": _AS_IT_IS,
+    "EmptyQueryResponse": _AS_IT_IS,
+    "ErrorResponse": "forwarded with every field; our own have PostgreSQL's SQLSTATEs",
+    "NoticeResponse": _AS_IT_IS,
+    "NotificationResponse": "from one shared listening connection a database, with virtual process ids",
+    "ParseComplete": "forwarded, or sent by us where the backend had the statement already",
+    "BindComplete": _AS_IT_IS,
+    "ParameterDescription": _AS_IT_IS,
+    "NoData": _AS_IT_IS,
+    "PortalSuspended": "forwarded; an open portal pins the backend",
+    "CloseComplete": "forwarded, or sent by us",
+    "FunctionCallResponse": _AS_IT_IS,
+    "CopyInResponse": _AS_IT_IS,
+    "CopyOutResponse": _AS_IT_IS,
+    "CopyBothResponse": "in replication connections, which are tunnelled",
+}
+
+
+def messages() -> str:
+    rows = []
+    for kind in registry.ALL_MESSAGES:
+        byte = f"`{chr(kind.code)}`" if kind.code is not None else ""
+        sender = " and ".join(sorted("client" if one.value == "F" else "server" for one in kind.directions))
+        rows.append((kind.__name__, byte, sender, SUPPORT[kind.__name__]))
+    return _table(("message", "byte", "sender", "in RustyDB"), rows)
+
+
 # Text
 
 
@@ -160,7 +266,13 @@ def _table(header: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"settings": settings, "hooks": hooks, "events": events}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "hooks": hooks,
+    "events": events,
+    "admin-commands": admin_commands,
+    "messages": messages,
+}
 
 
 if __name__ == "__main__":
