@@ -78,7 +78,10 @@ class Integer(Codec[int]):
         out.integer(self._layout, value)
 
     def trace(self, value: int, how: Trace) -> str:
-        return " NNNN" if how.regress and self._volatile else f" {value}"
+        if how.regress and self._volatile:
+            return " NNNN"
+        # As C's int prints what was read: 16 bits without a sign, 32 bits with one.
+        return f" {value & 0xFFFF}" if self.min_size == 2 else f" {(value & 0xFFFFFFFF ^ 0x80000000) - 0x80000000}"
 
     def sample(self, rng: Random) -> int:
         return rng.choice((0, 1, 2, self._low, self._high, rng.randint(self._low, self._high)))
@@ -143,7 +146,7 @@ class Text(Codec[str]):
         out.cstring(value)
 
     def trace(self, value: str, how: Trace) -> str:
-        return ' "****"' if self._secret and not how.reveal else f' "{value}"'
+        return ' "****"' if self._secret and not how.reveal else _trace_text(value)
 
     def sample(self, rng: Random) -> str:
         return rng.choice(_SAMPLE_TEXT)
@@ -260,7 +263,7 @@ class TextList(Codec["tuple[str, ...]"]):
         out.byte(0)
 
     def trace(self, value: tuple[str, ...], how: Trace) -> str:
-        return "".join(f' "{item}"' for item in (*value, ""))
+        return "".join(_trace_text(item) for item in (*value, ""))
 
     def sample(self, rng: Random) -> tuple[str, ...]:
         return tuple(text for text in rng.sample(_SAMPLE_TEXT, 3) if text)
@@ -286,8 +289,7 @@ class Parameters(Codec["dict[str, str]"]):
         out.byte(0)
 
     def trace(self, value: dict[str, str], how: Trace) -> str:
-        pairs = "".join(f' "{name}" "{text}"' for name, text in value.items())
-        return pairs + ' ""'
+        return "".join(_trace_text(name) + _trace_text(text) for name, text in value.items()) + ' ""'
 
     def sample(self, rng: Random) -> dict[str, str]:
         names = rng.sample(("user", "database", "options", "_pq_.x", "é"), 3)
@@ -308,7 +310,8 @@ class ErrorFieldList(Codec["tuple[tuple[str, str], ...]"]):
     def trace(self, value: tuple[tuple[str, str], ...], how: Trace) -> str:
         # Where in PostgreSQL's source an error was raised changes with its version.
         parts = [
-            f' {letter} "SSSS"' if how.regress and letter in "FLR" else f' {letter} "{text}"' for letter, text in value
+            f' {letter} "SSSS"' if how.regress and letter in "FLR" else f" {letter}{_trace_text(text)}"
+            for letter, text in value
         ]
         return "".join(parts) + " \\x00"
 
@@ -336,6 +339,17 @@ class Nested(Codec[T]):
 
     def sample(self, rng: Random) -> T:
         return self._make(*[codec.sample(rng) for _, codec in self._fields])
+
+
+def _trace_text(value: str) -> str:
+    """Quoted; what would break the line or cannot be printed (unlike in PQtrace) as `\\xNN`."""
+    if value.isprintable():
+        return f' "{value}"'
+    shown = [
+        char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+        for char in value
+    ]
+    return f' "{"".join(shown)}"'
 
 
 def _trace_bytes(value: bytes, hidden: bool) -> str:

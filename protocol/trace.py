@@ -1,11 +1,12 @@
-"""Conversations as text, one message a line, in the format of libpq's PQtrace.
+r"""Conversations as text, one message a line, in the format of libpq's PQtrace.
 
     F	12	Query	 "SELECT 1"
     B	33	RowDescription	 1 "?column?" 0 0 23 4 -1 0
 
 Sender, value of the length field, name, fields. `regress` hides what differs from run to run (OIDs, process ids, where
-an error was raised), as PQTRACE_REGRESS_MODE does, so traces can be compared. Unlike PQtrace, passwords, SASL data and
-cancel keys are masked unless `reveal` is set, and COPY data is not shown unless `copy_data` is.
+an error was raised), as PQTRACE_REGRESS_MODE does, so traces can be compared. Unlike PQtrace, line breaks in texts are
+shown as `\x0a`, passwords, SASL data and cancel keys are masked unless `reveal` is set, and COPY data is shown where
+`copy_data` is.
 """
 
 from __future__ import annotations
