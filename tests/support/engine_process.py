@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 
 from tests.support.binaries import engine_program, unprivileged
 from tests.support.processes import Child, ProcessFailed, free_port, make_folder, wait_until
@@ -31,15 +30,14 @@ DEFAULT_SETTINGS: Mapping[str, str] = {
 
 
 class BareEngine:
-    """One cluster in a temporary folder. Start it, stop it, kill it, start it again."""
+    """One cluster in a temporary folder, without TLS (the wheel is built without). Start, stop, kill, start again."""
 
-    def __init__(self, settings: Mapping[str, str] | None = None, certificate: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         self.run_as = unprivileged()
         self.folder = make_folder("engine", self.run_as)
         self.data = self.folder / "data"
         self.port = free_port()
         self.settings = {**DEFAULT_SETTINGS, **(settings or {})}
-        self.certificate = certificate
         self._child: Child | None = None
 
     @property
@@ -111,23 +109,11 @@ class BareEngine:
             "port": str(self.port),
             "unix_socket_directories": str(self.folder),
         }
-        if self.certificate is not None:
-            settings |= {"ssl": "on", "ssl_cert_file": self._own_copy(0), "ssl_key_file": self._own_copy(1)}
         lines = [f"{name} = '{value}'" for name, value in settings.items()]
         (self.data / "postgresql.auto.conf").write_text("\n".join(lines) + "\n")
         rules = ["local all all peer", "host all all 127.0.0.1/32 scram-sha-256"]
         rules += ["host replication all 127.0.0.1/32 scram-sha-256"]
         (self.data / "pg_hba.conf").write_text("\n".join(rules) + "\n")
-
-    def _own_copy(self, index: int) -> str:
-        if self.certificate is None:
-            raise ProcessFailed("no certificate was given")
-        source = self.certificate[index]
-        copy = self.folder / source.name
-        shutil.copyfile(source, copy)
-        copy.chmod(0o600)
-        self.run_as.own(copy)
-        return str(copy)
 
     def _run(self, *arguments: str) -> None:
         done = subprocess.run(
