@@ -7,7 +7,7 @@ from enum import Enum, IntFlag, auto
 
 
 class Kind(Enum):
-    """Coarse kind of one statement. READ never writes; WRITE is DML (also inside CTEs); OPAQUE could not be understood."""
+    """Coarse kind of one statement. READ never writes; WRITE is DML, also inside CTEs; OPAQUE is not understood."""
 
     READ = auto()
     WRITE = auto()
@@ -37,19 +37,25 @@ class EffectKind(Enum):
     ROLLBACK_PREPARED = auto()
     SET = auto()  # argument: setting name, lower case; `value` the constant text where known
     SET_LOCAL = auto()
-    RESET = auto()
+    RESET = auto()  # argument: setting name; also SET ... TO DEFAULT
+    RESET_LOCAL = auto()  # SET LOCAL ... TO DEFAULT
     RESET_ALL = auto()
-    SESSION_AUTHORIZATION = auto()
+    SESSION_AUTHORIZATION = auto()  # argument: role, "" for DEFAULT; `value` "local" for SET LOCAL
     DISCARD_ALL = auto()
     DISCARD_TEMP = auto()
     LISTEN = auto()  # argument: channel
     UNLISTEN = auto()  # argument: channel, "" for all
     NOTIFY = auto()
     DEALLOCATE = auto()  # argument: name, "" for all
-    PIN = auto()  # argument: reason, see PinReason
+    # argument: reason, see PinReason; `value` "transaction" where it ends with the transaction (ON COMMIT DROP)
+    PIN = auto()
     SETTLE = auto()  # may have ended a pin: ask the engine (unlock, DROP of a temp table, CLOSE)
-    CATALOG = auto()  # DDL: statements prepared and analysed before may be out of date
-    ROLES = auto()  # role, password, membership, ALTER ROLE|DATABASE ... SET
+    # DDL: statements prepared and analysed before may be out of date. `value` "reload": so is the DatabaseCatalog
+    CATALOG = auto()
+    # role, password, membership, ALTER ROLE|DATABASE ... SET. argument: the role or database, "" for many
+    ROLES = auto()
+    SEQUENCE = auto()  # may have advanced a sequence: currval and lastval of this session now live in this backend
+    SEQUENCE_READ = auto()  # calls currval or lastval: belongs on the backend of the session's last SEQUENCE effect
 
 
 class PinReason:
@@ -71,7 +77,9 @@ class PinReason:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """`argument` and `value` by kind, see EffectKind. For set_config with parameters, `parameter` are the 1-based $n of name, value, is_local (0: constant)."""
+    """`argument` and `value` by kind, see EffectKind. For set_config with parameters, `parameter` are the 1-based $n
+    of name, value, is_local (0: constant).
+    """
 
     kind: EffectKind
     argument: str = ""
@@ -83,7 +91,9 @@ class Needs(IntFlag):
     """What must happen before the text may be forwarded."""
 
     NOTHING = 0
-    MATERIALISE = auto()  # real names for prepared statements: SQL PREPARE/EXECUTE/DEALLOCATE name, pg_prepared_statements, pg_cursors, pg_listening_channels()
+    # real names for prepared statements: SQL PREPARE/EXECUTE/DEALLOCATE name, pg_prepared_statements, pg_cursors,
+    # pg_listening_channels()
+    MATERIALISE = auto()
     REWRITE_PIDS = auto()  # pg_backend_pid(), pg_cancel_backend(), pg_terminate_backend(), pg_stat_activity ...
     LISTENER = auto()  # a lone LISTEN / UNLISTEN: answered by the shared listener
     MAKE_WAY = auto()  # CREATE / DROP / ALTER ... RENAME DATABASE: idle backends of `databases` are closed first
@@ -101,6 +111,8 @@ class StatementInfo:
     relations_read: frozenset[tuple[str, str]] = frozenset()
     relations_written: frozenset[tuple[str, str]] = frozenset()
     functions: frozenset[tuple[str, str]] = frozenset()
+    # of the cursor (DECLARE, FETCH, MOVE, CLOSE) or prepared statement (PREPARE, EXECUTE, DEALLOCATE); "" for ALL
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +127,4 @@ class QueryInfo:
     template_id: int = 0  # the same for texts that differ in constants only; 0 where unknown
     has_effects: bool = False
     begins_transaction: bool = False
+    console_command: object | None = None  # what the console's match returned, where `needs` has ADMIN

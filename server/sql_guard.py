@@ -1,0 +1,156 @@
+"""Decides whether client text may be handed to the SQL parser at all. Bounds, not understanding.
+
+libpg_query parses with a heap-allocated stack but walks the finished tree recursively, in `parse` and, with the largest
+frames, in `normalize`. Its frames were measured at up to 420 bytes a tree level (8 MiB stack: `normalize` dies
+between 10,000 and 20,000 levels of `AT LOCAL`, `parse` beyond 60,000), so a text is safe when its tree cannot be
+deeper than MAX_TREE_DEPTH. Called by `sql_parser` before every parse; knows nothing of sessions or of SQL's meaning.
+
+The bound on the depth of the tree, for texts longer than FREE_BYTES:
+
+1. One lexer pass (`_TOKEN`) drops what cannot nest: literals, quoted identifiers, comments, white space. It follows
+   PostgreSQL's lexer under `standard_conforming_strings = on`, so a bracket hidden in a literal is never counted and
+   one outside is never missed.
+2. What is left is a skeleton: brackets, separators, and one mark for every word or operator. Innermost brackets are
+   removed again and again. A path through the tree passes, in each round, through at most one run of marks without a
+   separator, so the longest runs of all rounds added up bound its depth. Set operations cross separators and are
+   counted whole, wherever the words stand.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+
+MAX_TEXT_BYTES = 1 << 20
+"""Longer texts are not looked at: understanding them would hold the event loop for longer than they are worth."""
+
+FREE_BYTES = 4096
+"""Texts up to this length need no scan: two bytes buy at most one tree level (`+1+1+1`), so 2,048 levels."""
+
+MAX_TREE_DEPTH = 3000
+MAX_ROUNDS = 200
+
+
+class Verdict(Enum):
+    """Why a text may or may not be parsed."""
+
+    SAFE = auto()
+    TOO_LONG = auto()
+    TOO_DEEP = auto()
+    NOT_TEXT = auto()  # a NUL byte, or not UTF-8
+
+
+_IDENTIFIER = rb"[A-Za-z_\x80-\xff][A-Za-z_0-9$\x80-\xff]*+"
+_OPERATOR = rb"[-+*/<>=~!@\#%^&|`?:]"
+
+# White space that holds a line break joins two literals into one: 'a' <newline> 'b', and the second keeps the first
+# one's escapes.
+_CONTINUED = rb"'(?>(?:[ \t\f\v\r]|--[^\n\r]*+)*+[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*+)'"
+
+# An open literal swallows the rest, as it does in PostgreSQL's lexer: that keeps the scan linear.
+_LITERAL = (
+    rb"[ \t\n\r\f\v]++"
+    rb"|--[^\n\r]*+"
+    rb"|[eE]'(?:[^'\\]++|\\.|''|" + _CONTINUED + rb")*+(?:'|\\?\Z)"
+    rb"|'(?:[^']++|'')*+(?:'|\Z)"
+    rb'|"(?:[^"]++|"")*+(?:"|\Z)'
+    rb"|\$\d++"
+    rb"|[0-9]++(?:\.[0-9]*+)?"
+    rb"|\."
+)
+_DOLLAR_TAG = rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z_0-9\x80-\xff]*+)?\$"
+
+# One group: the first byte of what nests, empty for the rest. findall then does the whole scan in C.
+_PLAIN_TOKEN = re.compile(
+    rb"(?:" + _LITERAL + rb")"
+    rb"|(.)(?:(?<=[A-Za-z_\x80-\xff])[A-Za-z_0-9$\x80-\xff]*+|(?<="
+    + _OPERATOR
+    + rb")(?:(?!--)"
+    + _OPERATOR
+    + rb")*+)?",
+    re.DOTALL,
+)
+_TOKEN = re.compile(
+    rb"(?:" + _LITERAL + rb")"
+    rb"|(?P<dollar>" + _DOLLAR_TAG + rb")"
+    rb"|(?P<comment>/\*)"
+    rb"|(?P<word>" + _IDENTIFIER + rb"|(?:(?!/\*|--)" + _OPERATOR + rb")++)"
+    rb"|(?P<structure>[()\[\],;])"
+    rb"|(?P<other>.)",
+    re.DOTALL,
+)
+_NEEDS_LEXER = re.compile(rb"/\*|" + _DOLLAR_TAG)
+_SET_OPERATION = re.compile(rb"(?i:union|intersect|except)")
+_COMMENT_EDGE = re.compile(rb"/\*|\*/")
+_INNERMOST = re.compile(rb"[(\[][o,;]*+[)\]]")
+_RUN_END = re.compile(rb"[^o]++")
+_MARKS = bytes(byte if byte in b"()[],;" else ord("o") for byte in range(256))
+
+
+def judge(text: bytes) -> Verdict:
+    """Say whether `text` may be parsed. Linear in its length; about 0.1 microseconds for a short one."""
+    if len(text) > MAX_TEXT_BYTES:
+        return Verdict.TOO_LONG
+    if b"\0" in text:
+        return Verdict.NOT_TEXT
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            return Verdict.NOT_TEXT
+    if len(text) <= FREE_BYTES or _depth_bound(text) <= MAX_TREE_DEPTH:
+        return Verdict.SAFE
+    return Verdict.TOO_DEEP
+
+
+def _depth_bound(text: bytes) -> int:
+    """An upper bound of the depth of the parse tree; some number beyond MAX_TREE_DEPTH where it is too deep."""
+    skeleton = _skeleton(text)
+    bound = len(_SET_OPERATION.findall(text))
+    for _ in range(MAX_ROUNDS):
+        bound += max(map(len, _RUN_END.split(skeleton)), default=0)
+        if bound > MAX_TREE_DEPTH:
+            return bound
+        skeleton, removed = _INNERMOST.subn(b"", skeleton)
+        bound += 1
+        if not removed:
+            return bound + sum(map(skeleton.count, (b"(", b"[", b")", b"]")))
+    return MAX_TREE_DEPTH + 1
+
+
+def _skeleton(text: bytes) -> bytes:
+    """Brackets and separators as they are, `o` for a word or an operator; nothing else."""
+    if _NEEDS_LEXER.search(text) is None:
+        return b"".join(_PLAIN_TOKEN.findall(text)).translate(_MARKS)
+    parts: list[bytes] = []
+    position, end = 0, len(text)
+    while position < end:
+        token = _TOKEN.match(text, position)
+        if token is None:
+            return b"(" * (MAX_TREE_DEPTH + 1)  # cannot be, `other` takes any byte; refuse rather than trust
+        position = token.end()
+        match token.lastgroup:
+            case "word" | "other":
+                parts.append(b"o")
+            case "structure":
+                parts.append(token.group())
+            case "comment":
+                position = _comment_end(text, position)
+            case "dollar":
+                close = text.find(token.group(), position)
+                position = end if close < 0 else close + len(token.group())
+    return b"".join(parts)
+
+
+def _comment_end(text: bytes, position: int) -> int:
+    """The end of a block comment, which may nest, whose first `/*` ends at `position`; the end of text where it is
+    open.
+    """
+    depth = 1
+    while depth:
+        edge = _COMMENT_EDGE.search(text, position)
+        if edge is None:
+            return len(text)
+        depth += 1 if edge.group() == b"/*" else -1
+        position = edge.end()
+    return position

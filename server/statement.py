@@ -1,0 +1,182 @@
+"""Statement understanding: what a Query or Parse text is, needs and leaves behind in the session, before it runs.
+
+Two layers. *Facts* are what the text says by itself; they are kept by exact text and by template (the text with its
+constants taken out), so a text that differs from a known one only in constants is never parsed. *Resolution* holds
+the facts against one database's catalog, which knows what its functions and relations may hide; its results live in
+`DatabaseCatalog.cache`.
+
+Called by a session for every text that is not in that cache, on the event loop. Synchronous; never raises for any
+bytes; no text can end the process, because `sql_parser` asks `sql_guard` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.catalog import DatabaseCatalog
+from server import sql_parser
+from server.statement_draft import CATALOG, HIDDEN
+from server.statement_facts import Scope, StatementFacts, TextFacts
+from server.statement_info import Effect, EffectKind, Kind, Needs, PinReason, QueryInfo, StatementInfo
+from server.statement_reader import OPAQUE, read_text
+
+StatementCatalog = DatabaseCatalog[QueryInfo]
+
+EXPENSIVE_BYTES = 16 << 10
+"""A text of this length takes milliseconds to understand: see `Analyzer.is_expensive`."""
+
+_MAX_CONSOLE_BYTES = 4096
+_CATALOG_RELOAD = Effect(EffectKind.CATALOG, value="reload")
+_LISTEN_AMONG_OTHERS = Effect(EffectKind.PIN, PinReason.LISTEN)
+_EMPTY = QueryInfo((StatementInfo(Kind.EMPTY, ""),), is_plain=True)
+
+
+class Analyzer:
+    """Understands statement texts. One a server; its memory is bounded by `max_entries` texts and as many templates."""
+
+    def __init__(
+        self, console_match: Callable[[str], object | None] = lambda text: None, *, max_entries: int = 4096
+    ) -> None:
+        self._console_match = console_match
+        self._max_entries = max_entries
+        self._texts: dict[bytes, TextFacts] = {}
+        self._templates: dict[bytes, TextFacts] = {}
+        self._next_template_id = 1
+
+    def analyse(self, text: bytes, catalog: StatementCatalog) -> QueryInfo:
+        """What `text` is in `catalog`'s database. Remembers the answer in `catalog.cache`."""
+        info = catalog.cache.get(text)
+        if info is None:
+            info = self._console_command(text) or self._analyse_sql(text, catalog)
+            catalog.remember(text, info)
+        return info
+
+    @staticmethod
+    def is_expensive(text: bytes) -> bool:
+        """Whether a new text should be analysed in a thread: the parser releases the interpreter lock, the rest does
+        not.
+        """
+        return len(text) > EXPENSIVE_BYTES
+
+    def facts(self, text: bytes) -> TextFacts:
+        """What `text` says by itself."""
+        facts = self._texts.get(text)
+        if facts is not None:
+            return facts
+        facts = self._template_facts(text)
+        if facts.is_constant_bound:
+            _bound(self._texts, self._max_entries)
+            self._texts[text] = facts
+        return facts
+
+    def _template_facts(self, text: bytes) -> TextFacts:
+        template = sql_parser.normalize(text)
+        if template is None:
+            return OPAQUE
+        known = self._templates.get(template)
+        if known is not None and not known.is_constant_bound:
+            return known
+        facts = read_text(text)
+        template_id = known.template_id if known is not None else self._new_template_id()
+        facts = TextFacts(facts.statements, template_id, facts.is_opaque)
+        _bound(self._templates, self._max_entries)
+        self._templates[template] = facts
+        return facts
+
+    def _new_template_id(self) -> int:
+        self._next_template_id += 1
+        return self._next_template_id - 1
+
+    def _console_command(self, text: bytes) -> QueryInfo | None:
+        if len(text) > _MAX_CONSOLE_BYTES:
+            return None
+        try:
+            command = self._console_match(text.decode())
+        except UnicodeDecodeError:
+            return None
+        if command is None:
+            return None
+        statement = StatementInfo(Kind.ADMIN, "")
+        return QueryInfo((statement,), is_plain=False, needs=Needs.ADMIN, console_command=command)
+
+    def _analyse_sql(self, text: bytes, catalog: StatementCatalog) -> QueryInfo:
+        facts = self.facts(text)
+        if facts.is_constant_bound or not facts.statements:
+            return resolve(facts, catalog)
+        info = catalog.templates.get(facts.template_id)
+        if info is None:
+            info = resolve(facts, catalog)
+            catalog.remember_template(facts.template_id, info)
+        return info
+
+
+def resolve(facts: TextFacts, catalog: StatementCatalog) -> QueryInfo:
+    """Hold `facts` against what the database's functions and relations may hide."""
+    if not facts.statements:
+        return _EMPTY
+    needs = Needs.NOTHING
+    databases: list[str] = []
+    statements = []
+    for statement in facts.statements:
+        needs |= statement.needs
+        databases.extend(statement.databases)
+        statements.append(_resolve_statement(statement, catalog, alone=len(facts.statements) == 1))
+    if len(statements) == 1 and facts.statements[0].effects and _is_listen(facts.statements[0]):
+        needs |= Needs.LISTENER
+    kinds = [effect.kind for statement in statements for effect in statement.effects]
+    return QueryInfo(
+        tuple(statements),
+        is_plain=not kinds and not needs,
+        needs=needs,
+        databases=tuple(dict.fromkeys(databases)),
+        template_id=facts.template_id,
+        has_effects=bool(kinds),
+        begins_transaction=EffectKind.BEGIN in kinds,
+    )
+
+
+def _is_listen(statement: StatementFacts) -> bool:
+    return statement.effects[0].kind in (EffectKind.LISTEN, EffectKind.UNLISTEN)
+
+
+def _resolve_statement(facts: StatementFacts, catalog: StatementCatalog, *, alone: bool) -> StatementInfo:
+    mentions = facts.mentions
+    hides = catalog.may_hide_state(
+        mentions.functions,
+        mentions.relations_read,
+        mentions.relations_written,
+        operators=mentions.operators,
+        types=mentions.types,
+        attributes=mentions.attributes,
+        is_ddl=bool(facts.scope),
+    )
+    effects = [effect for effect in facts.effects if _stands(effect, facts, catalog)]
+    if (hides or facts.scope & Scope.ROUTINES) and HIDDEN not in effects:
+        # New code may be called in the same transaction, before the catalog can be read again.
+        effects.append(HIDDEN)
+    if CATALOG in effects and (facts.scope & Scope.ROUTINES or hides):
+        effects[effects.index(CATALOG)] = _CATALOG_RELOAD
+    if not alone and facts.effects and _is_listen(facts):
+        effects.append(_LISTEN_AMONG_OTHERS)
+    return StatementInfo(
+        kind=facts.kind,
+        tag=facts.tag,
+        effects=tuple(dict.fromkeys(effects)),
+        relations_read=frozenset(mentions.relations_read),
+        relations_written=frozenset(mentions.relations_written),
+        functions=frozenset(mentions.functions),
+        name=facts.name,
+    )
+
+
+def _stands(effect: Effect, facts: StatementFacts, catalog: StatementCatalog) -> bool:
+    """Whether an effect holds in this database: an INSERT advances a sequence only where a default calls one."""
+    if effect.kind is not EffectKind.SEQUENCE or effect.argument != "insert":
+        return True
+    return catalog.advances_sequence(facts.mentions.relations_written, facts.mentions.functions)
+
+
+def _bound(cache: dict[bytes, TextFacts], limit: int) -> None:
+    """Make room for one entry; the oldest goes."""
+    if len(cache) >= limit:
+        del cache[next(iter(cache))]
