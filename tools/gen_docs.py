@@ -28,6 +28,7 @@ from server.config import SECTIONS, SETTINGS, Config  # noqa: E402
 from server.extension.commands import ColumnType, CommandRegistry, RegisteredCommand  # noqa: E402
 from server.extension.events import ALL_EVENTS  # noqa: E402
 from server.extension.hooks import HOOK_POINTS, Hooks  # noqa: E402
+from server.metrics_collector import METRICS  # noqa: E402
 from server.settings_table import Setting  # noqa: E402
 from server.snapshots import ServerControl  # noqa: E402
 
@@ -178,6 +179,14 @@ def _type_name(oid: int) -> str:
     return ColumnType(oid).name.lower()
 
 
+def metrics() -> str:
+    rows = [
+        (f"`{spec.name}`", spec.kind.value, ", ".join(f"`{label}`" for label in spec.labels), spec.doc)
+        for spec in METRICS
+    ]
+    return _table(("metric", "kind", "labels", "meaning"), rows)
+
+
 # The protocol
 
 # What RustyDB does with each message; a message without a line here fails the build.
@@ -272,6 +281,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "events": events,
     "admin-commands": admin_commands,
     "messages": messages,
+    "metrics": metrics,
 }
 
 

@@ -9,8 +9,8 @@ import grimp
 import pytest
 
 PACKAGES = ("protocol", "engine", "server", "enterprise")
-# Named as in the standard library all the same: packages, whose files are never run as scripts.
-SAME_NAME_ON_PURPOSE = {"server.http"}
+# Named as in the standard library all the same: nothing beside them is ever run as a script.
+SAME_NAME_ON_PURPOSE = {"protocol.trace", "server.http"}
 # What a feature may import besides protocol and its own package (docs/decisions/0002-root-packages.md).
 FEATURE_SURFACE = (
     "server.extension",
