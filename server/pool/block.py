@@ -57,9 +57,11 @@ class Block(Generic[C]):
         "_is_serving",
         "_owner",
         "backoff",
+        "claim",
         "connecting",
         "connections",
         "demand",
+        "gap_seconds",
         "generation",
         "hold_seconds",
         "holding_since",
@@ -67,9 +69,11 @@ class Block(Generic[C]):
         "key",
         "lease_seconds",
         "leased",
+        "lost_at",
         "queue",
         "quota",
         "releases",
+        "releases_before",
         "sessions",
         "surplus",
         "wait_seconds",
@@ -91,10 +95,14 @@ class Block(Generic[C]):
         self.backoff = backoff
         self.sessions = 0
         # For the policy, kept up by the pool.
+        self.claim = 0.0
         self.quota = 0
-        self.demand = Average(0.0, 0.3)
+        self.demand = Average(0.0, 0.07)
         self.hold_seconds = Average(0.001, 0.3)
         self.holding_since = 0.0  # since when it has had a connection without a break
+        self.releases_before = 0  # the total at that time
+        self.gap_seconds = 0.0  # between two uses, as seen when it last had none; 0 is unknown
+        self.lost_at = -1.0  # when its last connection had last been used
         # Totals.
         self.releases = 0
         self.lease_seconds = 0.0
@@ -183,7 +191,7 @@ class Block(Generic[C]):
     # What follows is for the pool.
 
     def serve(self) -> None:
-        """Hand idle connections to waiters, oldest first. Called from a callback, it leaves that to the loop below it."""
+        """Hand idle connections to waiters, oldest first. Called from a callback, it leaves it to the loop below."""
         if self._is_serving:
             return
         self._is_serving = True
@@ -191,8 +199,6 @@ class Block(Generic[C]):
             while self.idle and self.queue:
                 conn = self.idle.pop()
                 waiter, since = self.queue.popitem(last=False)
-                if not self.queue:
-                    self._owner.unqueued(self)
                 seat = conn.seat
                 now = self._clock()
                 seat.state = LEASED
@@ -201,6 +207,8 @@ class Block(Generic[C]):
                 self.leased += 1
                 self.waits += 1
                 self.wait_seconds += now - since
+                if not self.queue:
+                    self._owner.unqueued(self)
                 try:
                     waiter.granted(conn)
                 except Exception as exc:  # noqa: BLE001 - one session's bug is not another's
@@ -231,7 +239,11 @@ class Block(Generic[C]):
         seat.created_at = seat.released_at = now
         seat.expires_at = expires_at
         if not self.connections:
+            if self.lost_at >= 0.0:
+                gap = now - self.lost_at
+                self.gap_seconds = (self.gap_seconds + gap) / 2.0 if self.gap_seconds else gap
             self.holding_since = now
+            self.releases_before = self.releases
         self.connections.add(conn)
         self.idle.append(conn)
 
@@ -239,11 +251,22 @@ class Block(Generic[C]):
         """Forget a connection that is in no list any more."""
         conn.seat.state = CLOSED
         conn.seat.block = None
+        if len(self.connections) == 1:
+            self.gap_seconds = self._gap_until(conn.seat.released_at)
+            self.lost_at = conn.seat.released_at
         self.connections.discard(conn)
 
     def retire(self, seat: Seat) -> None:
         """Close this one at its next release."""
         seat.generation = RETIRED
+
+    def usual_gap_seconds(self) -> float:
+        """From one use to the next, on average since it has had connections; 0 is unknown. Only while one is idle."""
+        return self._gap_until(self.idle[-1].seat.released_at)
+
+    def _gap_until(self, last_used_at: float) -> float:
+        leases = self.releases - self.releases_before
+        return (last_used_at - self.holding_since) / (leases - 1) if leases > 1 else self.gap_seconds
 
     def long_held(self, now: float, longer_than: float) -> int:
         """Leases that are long-held by mark, or by having lasted longer than so many seconds."""

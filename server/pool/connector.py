@@ -21,8 +21,12 @@ from server.pool.stats import Average
 C = TypeVar("C", bound=Pooled)
 
 
+LOGINS_A_SECOND = 50.0
+"""For each login that may be under way."""
+
+
 def _new_bucket(settings: PoolSettings, now: float) -> TokenBucket:
-    return TokenBucket(settings.connect_burst, settings.connect_rate, now)
+    return TokenBucket(settings.connect_burst, settings.connect_burst * LOGINS_A_SECOND, now)
 
 
 class ConnectSink(Protocol[C]):

@@ -82,7 +82,7 @@ class Backoff:
     """
 
     FIRST_SECONDS = 0.05
-    MAX_SECONDS = 2.0
+    MAX_SECONDS = 1.0
     FORGET_SECONDS = 30.0  # without an attempt for so long, the next failure is the first of a new series
 
     __slots__ = ("_rng", "failing_since", "failures", "is_probing", "last_error", "retry_at")

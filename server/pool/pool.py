@@ -284,7 +284,7 @@ class Pool(Generic[C]):
     def _grow(self, block: Block[C], now: float) -> None:
         """Start logins for the block's waiters, as many as it may have and there is room for."""
         while self._may_grow(block, now):
-            if not self._connector.can_start(block, now) or not self._make_room(now):
+            if not self._connector.can_start(block, now) or not self._make_room(block, now):
                 self._is_contended = True
                 return
             self._open(block)
@@ -300,14 +300,14 @@ class Pool(Generic[C]):
             return False
         return block.size - block.long_held(now, reserve) < settings.default_pool_size
 
-    def _make_room(self, now: float) -> bool:
-        """Is there room in the budget? If not, close the connection that has been idle longest, if for a while."""
+    def _make_room(self, block: Block[C], now: float) -> bool:
+        """Is there room in the budget, or an unused connection elsewhere whose place can be had?"""
         if self.size < self.settings.max_backends:
             return True
         if self.size > self.settings.max_backends:
             return False
-        victim = min((b for b in self._seated if b.idle), key=lambda b: b.idle[0].seat.released_at, default=None)
-        if victim is None or now - victim.idle[0].seat.released_at < self._allotment.grace_seconds():
+        victim = self._allotment.victim(now, self._seated, block)
+        if victim is None:
             return False
         self._steal(victim)
         return True

@@ -17,13 +17,13 @@ class PoolKey(NamedTuple):
 class PoolSettings:
     """Limits of one pool. Durations are seconds; 0 turns a timeout off."""
 
-    max_backends: int = 60
+    max_backends: int = 100
     """The budget: connections over all blocks, those being made included."""
     default_pool_size: int = 20
     """How many working connections a block may have; see `reserve_pool_timeout`."""
     min_pool_size: int = 0
     """Connections a block with sessions keeps while it is idle."""
-    reserve_pool_timeout: float = 5.0
+    reserve_pool_timeout: float = 0.1
     """After a waiter has waited this long, long-held leases no longer count against `default_pool_size`."""
     query_wait_timeout: float = 120.0
     """The longest wait in the queue; then `PoolTimeout`."""
@@ -33,10 +33,8 @@ class PoolSettings:
     """A connection is replaced at this age, less a random tenth."""
     server_connect_timeout: float = 15.0
     """The longest a login may take."""
-    connect_burst: int = 8
-    """Logins under way at one time, over all blocks."""
-    connect_rate: float = 200.0
-    """Logins a second once `connect_burst` of them were started at a stroke; 0 is without limit."""
+    connect_burst: int = 16
+    """Logins under way at one time, over all blocks; once so many began at a stroke, 50 times as many a second."""
     breaker_failures: int = 5
     """Failed logins in a row, and ..."""
     breaker_seconds: float = 10.0
