@@ -14,10 +14,10 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/*
 
-RUN groupadd --system --gid 10001 rustydb \
-    && groupadd --system --gid 10002 rustydb-engine \
-    && useradd --system --uid 10001 --gid rustydb --no-create-home --home-dir /var/lib/rustydb --shell /usr/sbin/nologin rustydb \
-    && useradd --system --uid 10002 --gid rustydb-engine --no-create-home --home-dir /var/lib/rustydb --shell /usr/sbin/nologin rustydb-engine
+RUN groupadd --gid 10001 rustydb \
+    && groupadd --gid 10002 rustydb-engine \
+    && useradd --uid 10001 --gid rustydb --no-create-home --home-dir /var/lib/rustydb --shell /usr/sbin/nologin rustydb \
+    && useradd --uid 10002 --gid rustydb-engine --no-create-home --home-dir /var/lib/rustydb --shell /usr/sbin/nologin rustydb-engine
 
 WORKDIR /opt/rustydb
 
