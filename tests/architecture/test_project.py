@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tools import lock
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -37,6 +39,14 @@ def test_the_lock_files_hold_an_exact_version_of_everything_asked_for() -> None:
         for text in requirements:
             requirement = Requirement(text)
             assert requirement.specifier.contains(known[requirement.name]), text
+
+
+def test_the_lock_files_hold_all_that_is_needed_in_turn() -> None:
+    tree = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    runtime = pins("requirements.lock")
+    assert lock.closure(tree["project"]["dependencies"]).items() <= runtime.items()
+    dev = lock.closure(tree["dependency-groups"]["dev"])
+    assert dev.items() <= (runtime | pins("requirements-dev.lock")).items()
 
 
 def test_no_registry_is_named_in_a_tracked_file() -> None:
