@@ -130,9 +130,12 @@ SELECT
 
 CONTROL_SCHEMA_SCRIPT = f"""
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
-CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA} AUTHORIZATION {INTERNAL_ROLE};
+CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};
 REVOKE ALL ON SCHEMA {CONTROL_SCHEMA} FROM PUBLIC;
 GRANT USAGE ON SCHEMA {CONTROL_SCHEMA} TO {", ".join(PREDEFINED_ROLES)};
+"""
+
+GUARD_SCRIPT = f"""
 CREATE OR REPLACE FUNCTION {CONTROL_SCHEMA}.protect_new_table() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE created record;
@@ -176,12 +179,55 @@ async def run(
     if database != CONTROL_DATABASE:
         await control.close_database(database)
     if not await _has_control_schema(control):
-        await control.run_script(
-            f"REVOKE ALL ON DATABASE {CONTROL_DATABASE} FROM PUBLIC;\n"
-            f"GRANT CONNECT ON DATABASE {CONTROL_DATABASE} TO {', '.join(PREDEFINED_ROLES)};\n" + CONTROL_SCHEMA_SCRIPT
-        )
+        await _make_control_schema(control)
     password_file = await _set_password(control, layout, frontend, facts, password, scram_iterations)
     return BootstrapResult(password_file=password_file, is_first_start=is_first_start)
+
+
+async def run_remote(control: EngineControl, *, home_database: str) -> None:
+    """What a remote engine needs: predefined roles and the control database, as far as our role may make them.
+
+    Its administrator, its other databases and its passwords are its owner's. Raises EngineStartError with the
+    statements to run by hand where our role may not.
+    """
+    found = await control.fetch(
+        "SELECT r.name FROM pg_catalog.unnest($1::text[]) AS r (name)"
+        " WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = r.name)",
+        list(PREDEFINED_ROLES),
+        database=home_database,
+    )
+    missing = [f"CREATE ROLE {row['name']} NOLOGIN" for row in found]
+    has_database = await control.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)",
+        CONTROL_DATABASE,
+        database=home_database,
+    )
+    if not has_database:
+        missing.append(f'CREATE DATABASE {CONTROL_DATABASE} TEMPLATE template0 OWNER "{control.role}"')
+    for statement in missing:
+        try:
+            await control.execute(statement, database=home_database)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise EngineStartError(
+                f'the role "{control.role}" may not make what RustyDB needs in the remote engine',
+                detail=str(error),
+                hint="Run there, as its administrator: " + "; ".join(missing) + ";",
+            ) from error
+    if home_database != CONTROL_DATABASE:
+        await control.close_database(home_database)
+    if not await _has_control_schema(control):
+        await _make_control_schema(control)
+
+
+async def _make_control_schema(control: EngineControl) -> None:
+    """Schema and its guard. Only a superuser can make the event trigger: without one the schema stands unguarded."""
+    script = (
+        f"REVOKE ALL ON DATABASE {CONTROL_DATABASE} FROM PUBLIC;\n"
+        f"GRANT CONNECT ON DATABASE {CONTROL_DATABASE} TO {', '.join(PREDEFINED_ROLES)};\n"
+        f"{CONTROL_SCHEMA_SCRIPT}"
+    )
+    is_superuser = await control.fetchval("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
+    await control.run_script(script + GUARD_SCRIPT if is_superuser else script)
 
 
 def plan(facts: ClusterFacts, *, superuser: bool) -> list[str]:
@@ -258,8 +304,9 @@ def _object(text: str | None) -> dict[str, Any]:
 async def _has_control_schema(control: EngineControl) -> bool:
     return bool(
         await control.fetchval(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = 'rustydb_protect_new_table')"
-            f" AND EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = '{CONTROL_SCHEMA}')"
+            f"SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = '{CONTROL_SCHEMA}')"
+            " AND (EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = 'rustydb_protect_new_table')"
+            " OR NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user))"
         )
     )
 

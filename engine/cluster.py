@@ -15,6 +15,7 @@ from engine.capabilities import BackendCapabilities, EngineInfo
 from engine.control import EngineControl
 from engine.embedded import EmbeddedCluster, EmbeddedOptions
 from engine.observer import EngineObserver
+from engine.remote import RemoteCluster
 
 __all__ = ["Cluster", "ClusterConfig", "EngineAddress", "EngineInfo", "open_cluster"]
 
@@ -97,8 +98,10 @@ class ClusterConfig(Protocol):
     def auth(self) -> _AuthSection: ...
 
 
-def open_cluster(config: ClusterConfig, observer: EngineObserver | None = None) -> EmbeddedCluster:
-    """The cluster that the configuration names; not started yet."""
+def open_cluster(config: ClusterConfig, observer: EngineObserver | None = None) -> Cluster:
+    """The cluster that the configuration names; not started yet. Raises EngineConfigError."""
+    if config.engine.mode == "remote":
+        return RemoteCluster(config.engine.dsn, observer)
     return EmbeddedCluster(embedded_options(config), observer)
 
 

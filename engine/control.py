@@ -45,6 +45,16 @@ _SETTINGS = {
 """An administrator can ALTER DATABASE ... SET what he likes; our own queries must not feel it."""
 
 
+_BROKEN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    OSError,
+)
+"""What ends a connection. TimeoutError is an OSError."""
+
+
 @dataclass(slots=True)
 class _Slot:
     """The connection of one database, and the order of those who use it."""
@@ -153,7 +163,7 @@ class EngineControl:
                 slot.connection = await self._connect(name)
             try:
                 yield slot.connection
-            except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
+            except (*_BROKEN, asyncpg.InterfaceError) as error:
                 if isinstance(error, asyncpg.InterfaceError) and not slot.connection.is_closed():
                     raise
                 slot.connection.terminate()
@@ -172,11 +182,13 @@ class EngineControl:
                 host=address.host,
                 port=address.port,
                 user=self._role,
-                password=self._password,
+                # Explicit values, empty ones too: asyncpg would otherwise obey PGPASSWORD, PGSSLMODE and their like.
+                password=self._password or "",
                 database=database,
                 timeout=self._connect_timeout_seconds,
-                # An explicit False: asyncpg would otherwise obey PGSSLMODE.
                 ssl=address.tls if address.tls is not None else False,
+                direct_tls=False,
+                target_session_attrs="any",
                 server_settings=_SETTINGS,
                 # Our own statements are few and fixed, and DDL by clients may change what they mean.
                 statement_cache_size=32,
@@ -185,7 +197,7 @@ class EngineControl:
             if connection.get_server_version() >= (17,):
                 await connection.execute("SET transaction_timeout = 0")
             return connection
-        except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError) as error:
+        except _BROKEN as error:
             raise EngineUnavailable(
                 f"could not connect to the engine at {address}", detail=str(error) or type(error).__name__
             ) from error

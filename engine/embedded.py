@@ -24,6 +24,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import asyncpg
+
 from engine import bootstrap
 from engine.address import EngineAddress
 from engine.bootstrap import BootstrapResult
@@ -160,6 +162,7 @@ class EmbeddedCluster:
             await self._abandon_start()
             raise
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+        self._supervisor.add_done_callback(_report_end)
 
     async def stop(self, mode: str = "fast") -> None:
         """Stop the engine: `smart`, `fast` or `immediate`; harder ways follow when it takes too long. Idempotent."""
@@ -278,7 +281,7 @@ class EmbeddedCluster:
                 else:
                     await self._wait_ready_again()
                 await self._announce()
-            except (EngineError, OSError) as error:
+            except (EngineError, asyncpg.PostgresError, OSError) as error:
                 logger.error("the engine is not back yet; next try in %.1f s: %s", delay, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _RESTART_LAST_SECONDS)
@@ -352,6 +355,12 @@ class EmbeddedCluster:
         if self._log is None:
             raise EngineStartError("the engine's log is not open")
         return self._log
+
+
+def _report_end(supervisor: asyncio.Task[None]) -> None:
+    """A supervisor that ends by itself is a bug of ours: it must not go unseen."""
+    if not supervisor.cancelled() and supervisor.exception() is not None:
+        logger.critical("the engine is no longer watched", exc_info=supervisor.exception())
 
 
 def describe_status(status: int) -> str:

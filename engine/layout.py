@@ -3,7 +3,7 @@
     <data_dir>/            front end   0711 with two users, else 0700
       rustydb.lock         front end   0600  held as long as a front end lives
       engine.log           front end   0600  FIFO: what the engine writes to its log
-      conf/                front end   0750  postgresql.conf, pg_hba.conf, pg_ident.conf: the engine only reads them
+      conf/                front end   2750  postgresql.conf, pg_hba.conf, pg_ident.conf: the engine's group reads them
       programs/            front end   0755  copy of PostgreSQL's programs, where the engine cannot reach them elsewhere
       engine/              engine      0700  pgdata
       socket/              engine      0700  the private Unix socket; 2710 and the front end's group with two users
@@ -124,7 +124,8 @@ def create_directories(layout: DataLayout, users: OsUsers) -> None:
     """Make everything below the data directory that is not there, and set owners and modes right."""
     try:
         _make_directory(layout.engine, users.engine, 0o700)
-        _make_directory(layout.conf, users.frontend, 0o750, gid=users.engine.gid)
+        # The set-group-id bit gives the engine's group to what a front end that is not in it writes there.
+        _make_directory(layout.conf, users.frontend, 0o2750 if users.is_separate else 0o700, gid=users.engine.gid)
         for directory in (layout.audit, layout.keys, layout.tls):
             _make_directory(directory, users.frontend, 0o700)
         if not layout.log_fifo.exists():
@@ -188,8 +189,11 @@ def acquire_lock(layout: DataLayout, owner: OsUser) -> int:
     return descriptor
 
 
-def write_private_file(path: Path, text: str, owner: OsUser, mode: int = 0o600, gid: int | None = None) -> None:
-    """Write a file as a whole: readers see the old one or the new one. Only for directories of the front end."""
+def write_private_file(path: Path, text: str, owner: OsUser, mode: int = 0o600) -> None:
+    """Write a file as a whole: readers see the old one or the new one. Only for directories of the front end.
+
+    Its group is the directory's.
+    """
     temporary = path.with_name(path.name + ".new")
     try:
         temporary.unlink(missing_ok=True)
@@ -198,7 +202,7 @@ def write_private_file(path: Path, text: str, owner: OsUser, mode: int = 0o600, 
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        _chown(temporary, owner.uid, owner.gid if gid is None else gid)
+        _chown(temporary, owner.uid, os.stat(path.parent).st_gid)
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError as error:

@@ -20,6 +20,7 @@ from engine.address import UserSecret
 from engine.control import INTERNAL_ROLE
 from engine.engine_log import LogLine
 from engine.errors import DataDirectoryError, DataDirectoryInUse, EngineStartError
+from engine.launcher import LaunchedHost
 from engine.layout import (
     ENGINE_PORT,
     DataLayout,
@@ -123,7 +124,7 @@ class PreparedEngine:
             if _read(path) == text:
                 continue
             has_changed = True
-            write_private_file(path, text, self.users.frontend, mode=0o640, gid=self.users.engine.gid)
+            write_private_file(path, text, self.users.frontend, mode=0o640)
         return has_changed
 
     def spawn(self, stderr_fd: int) -> Postmaster:
@@ -162,6 +163,7 @@ class PreparedEngine:
 
     def close(self) -> None:
         """Let go of the data directory."""
+        self.host.close()
         if self.lock_descriptor >= 0:
             os.close(self.lock_descriptor)
             self.lock_descriptor = -1
@@ -186,7 +188,7 @@ def prepare(options: EmbeddedOptions) -> PreparedEngine:
             programs=programs,
             identity=identity,
             socket_directory=create_socket_directory(layout, users),
-            host=DirectHost(users.engine),
+            host=_process_host(users),
             max_connections=options.max_connections,
             lock_descriptor=lock_descriptor,
             internal_secret=_internal_secret(layout, users) if identity.login is Login.SCRAM else None,
@@ -199,6 +201,12 @@ def prepare(options: EmbeddedOptions) -> PreparedEngine:
         os.close(lock_descriptor)
         raise
     return prepared
+
+
+def _process_host(users: OsUsers) -> ProcessHost:
+    """Who starts the engine: a helper where this process is about to become another unprivileged user."""
+    will_drop = os.geteuid() == 0 and users.frontend.uid != 0
+    return LaunchedHost(users.engine) if will_drop and users.is_separate else DirectHost(users.engine)
 
 
 def start_failure(

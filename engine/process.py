@@ -36,6 +36,9 @@ class ProcessHost(Protocol):
     def reap(self, pid: int) -> int | None:
         """Exit status of a process that has ended (negative: killed by that signal); None where it is unknown."""
 
+    def close(self) -> None:
+        """Let go of whatever the host holds; processes run on."""
+
 
 class DirectHost:
     """Starts processes from this process, as `user`."""
@@ -71,6 +74,9 @@ class DirectHost:
     def reap(self, pid: int) -> int | None:
         child = self._children.pop(pid, None)
         return child.wait() if child is not None else None
+
+    def close(self) -> None:
+        self._children.clear()
 
 
 @dataclass(frozen=True, slots=True)
