@@ -168,7 +168,8 @@ def _print_settings(config: Config) -> None:
     table = Table("setting", "value", "from", box=None, pad_edge=False, header_style="bold")
     for row in config.values():
         table.add_row(row.setting.name, row.value, row.origin)
-    Console(soft_wrap=True).print(table, markup=False)
+    # Into a file or a pipe, rows are as wide as they are: no value is cut or folded.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table, markup=False)
 
 
 def _url_host(hosts: str) -> str:
