@@ -35,7 +35,16 @@ from server.extension.commands import (
 )
 from server.extension.events import AdminCommandRun, AdminCommandStarted, Outcome
 from server.extension.grammar import NO_ARGUMENTS, Arguments, Matcher, Placeholder, Problem, Value, problem_at
-from server.extension.lexer import Lexer, Token, TokenKind, is_word_start, skip_blank, word_end
+from server.extension.lexer import (
+    MAX_COMMAND_LENGTH,
+    Lexer,
+    Token,
+    TokenKind,
+    is_word_start,
+    skip_blank,
+    skip_semicolons,
+    word_end,
+)
 
 IsMember = Callable[[str, str], Awaitable[bool]]
 """`await is_member(role, required_role)`: by pg_auth_members, inherited or not, never true for a superuser as such."""
@@ -221,11 +230,11 @@ def _first_word(text: str) -> int:
     at = 0
     while True:
         at = skip_blank(text, at)
-        if at < 0 or at >= len(text):
+        if at < 0 or at >= len(text) or at > MAX_COMMAND_LENGTH:
             return -1
         if text[at] != ";":
             return at if is_word_start(text[at]) else -1
-        at += 1
+        at = skip_semicolons(text, at)
 
 
 def _shared(lexer: Lexer, head: tuple[str, ...]) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from protocol.errors import PgError
 from server.extension.context import QueryContext, QueryView, SessionInfo
 from server.extension.events import QueryFinished, Verdict
 from server.extension.failure import FailurePolicy, FailureReporter
@@ -28,7 +29,6 @@ from server.extension.transactions import CommitParticipant
 
 if TYPE_CHECKING:
     from protocol.backend_messages import FieldDescription
-    from protocol.errors import PgError
 
 
 class HookOrder(enum.IntEnum):
@@ -371,9 +371,8 @@ class Hooks:
         return context.with_text(rewrite.text, query)
 
     def _failed(self, hook: _Hook, point: str, error: Exception) -> Continue | Deny:
-        from_engine_words = _as_refusal(error)
-        if from_engine_words is not None:
-            return Deny(from_engine_words, from_engine_words.message)
+        if isinstance(error, PgError):
+            return Deny(error, error.message)
         hook.failed += 1
         is_fatal = hook.on_error is FailurePolicy.DENY
         if self._report is not None:
@@ -397,10 +396,6 @@ def _without(hooks: tuple[_Hook, ...], feature: str) -> tuple[_Hook, ...]:
 def _judge(decision: QueryDecision, decided_by: str, context: QueryContext) -> Judgement:
     reason = "" if isinstance(decision, Continue) else decision.reason
     return Judgement(decision, _VERDICTS[type(decision)], decided_by, reason, context)
-
-
-def _as_refusal(error: Exception) -> PgError | None:
-    return error if isinstance(error, PgError) else None
 
 
 def _internal_error(feature: str) -> PgError:

@@ -8,13 +8,16 @@ recurses, looks only as far as it is asked to, and what it does not know is a sy
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Final
 
 MAX_COMMAND_LENGTH: Final = 16384
 """Characters of a command that are ever tokenized; raw statement arguments are not."""
 
-_SPACE: Final = frozenset(" \t\n\r\f\v")
+_SPACES: Final = re.compile(r"[ \t\n\r\f\v]*")
+_SEMICOLONS: Final = re.compile(r"[; \t\n\r\f\v]*")
+_WORD: Final = re.compile(r"[A-Za-z0-9_$\x80-\U0010ffff]*")
 _DIGITS: Final = frozenset("0123456789")
 
 
@@ -40,34 +43,42 @@ class Token:
 
 
 def skip_blank(text: str, at: int) -> int:
-    """The offset of the next character that is neither space nor comment; -1 where a comment does not end."""
-    length = len(text)
-    while at < length:
-        char = text[at]
-        if char in _SPACE:
-            at += 1
-        elif char == "-" and text.startswith("--", at):
-            newline = text.find("\n", at)
-            carriage = text.find("\r", at, newline if newline >= 0 else length)
-            ends = [one for one in (newline, carriage) if one >= 0]
-            at = min(ends) + 1 if ends else length
-        elif char == "/" and text.startswith("/*", at):
+    """The offset of the next character that is neither space nor comment; -1 where a comment does not end.
+
+    Beyond MAX_COMMAND_LENGTH it stops looking, and the offset is of any character.
+    """
+    while True:
+        at = _SPACES.match(text, at).end()  # type: ignore[union-attr]  # matches the empty text too
+        if at > MAX_COMMAND_LENGTH:
+            return at
+        if text.startswith("--", at):
+            at = _line_end(text, at)
+        elif text.startswith("/*", at):
             at = _skip_block_comment(text, at)
             if at < 0:
                 return -1
         else:
             return at
-    return length
+
+
+def _line_end(text: str, at: int) -> int:
+    """Behind the first line feed or carriage return."""
+    newline = text.find("\n", at)
+    end = len(text) if newline < 0 else newline
+    carriage = text.find("\r", at, end)
+    return min(carriage if carriage >= 0 else end, len(text) - 1) + 1
 
 
 def _skip_block_comment(text: str, at: int) -> int:
     depth = 1
     at += 2
+    closes = -1
     while depth:
-        closes = text.find("*/", at)
-        if closes < 0:
+        if closes < at:  # kept from one round to the next: looking again each time would be quadratic
+            closes = text.find("*/", at)
+        if closes < 0 or at > MAX_COMMAND_LENGTH:
             return -1
-        opens = text.find("/*", at, closes)
+        opens = text.find("/*", at, closes + 1)  # "/*/": an opening, not an end
         if opens >= 0:
             depth += 1
             at = opens + 2
@@ -77,6 +88,11 @@ def _skip_block_comment(text: str, at: int) -> int:
     return at
 
 
+def skip_semicolons(text: str, at: int) -> int:
+    """Behind a run of empty statements."""
+    return _SEMICOLONS.match(text, at).end()  # type: ignore[union-attr]  # matches the empty text too
+
+
 def is_word_start(char: str) -> bool:
     """PostgreSQL's ident_start: a letter, an underscore, or anything beyond ASCII."""
     return ("a" <= char <= "z") or ("A" <= char <= "Z") or char == "_" or char > "\x7f"
@@ -84,10 +100,7 @@ def is_word_start(char: str) -> bool:
 
 def word_end(text: str, at: int) -> int:
     """The end of the unquoted word that starts at `at`."""
-    length = len(text)
-    while at < length and (is_word_start(text[at]) or text[at] in _DIGITS or text[at] == "$"):
-        at += 1
-    return at
+    return _WORD.match(text, at).end()  # type: ignore[union-attr]  # matches the empty text too
 
 
 class Lexer:
