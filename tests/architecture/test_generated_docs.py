@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -69,3 +70,13 @@ def test_a_file_named_in_the_documentation_exists(path: Path) -> None:
         r"`((?:protocol|engine|server|enterprise|tests|tools|deploy|docs|benchmarks)/[\w./-]+)`", path.read_text()
     ):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", DOCS, ids=identify)
+def test_a_symbol_named_in_the_documentation_exists(path: Path) -> None:
+    for name, symbol in re.findall(r"`([\w/]+\.py)::([\w.]+)`", path.read_text()):
+        body: list[ast.stmt] = ast.parse((ROOT / name).read_text()).body
+        for part in symbol.split("."):
+            found = [node for node in body if getattr(node, "name", None) == part]
+            assert found, f"{name}::{symbol}"
+            body = getattr(found[0], "body", [])
