@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from server.version import version as rustydb_version
+from server.version import rustydb_version
 
 if TYPE_CHECKING:
     from server.config import Config

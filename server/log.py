@@ -18,7 +18,7 @@ from typing import Any, Final, TextIO
 
 import orjson
 
-_ROOTS: Final = ("protocol", "engine", "server", "enterprise", "benchmarks")
+_ROOTS: Final = ("rustydb", "protocol", "engine", "server", "enterprise", "benchmarks")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _context: ContextVar[Mapping[str, object]] = ContextVar("log_context", default={})  # noqa: B039 - never changed in place
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 
 
-def version() -> str:
+def rustydb_version() -> str:
     """As in pyproject.toml; `0+unknown` where the packages are run without having been installed or linked."""
     try:
         return metadata.version("rustydb")
