@@ -36,5 +36,4 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "start": (Goal(FIGURE, 3.0),),
     "select-simple-16-tls": (Goal("select-simple-16", 0.80),),
     "rows-100-bytes-tls": (Goal("rows-100-bytes", 0.80),),
-    "connects-tls": (Goal("connects", 0.80),),
 }
