@@ -8,6 +8,7 @@ Used by statement analysis, by the analysis of routine bodies and by process id 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -57,8 +58,20 @@ def parse_plpgsql(create_function: bytes) -> list[Node] | None:
     try:
         if result.error:
             return None
-        return orjson.loads(result.plpgsql_funcs)  # type: ignore[no-any-return]
+        return _load_plpgsql(result.plpgsql_funcs)
     except orjson.JSONDecodeError:
         return None
     finally:
         libpg_query.free_plpgsql_result(result)
+
+
+# libpg_query writes one brace too many for each of a trigger's TG_ variables.
+_STRAY_BRACE = re.compile(rb"(?<=[,\[])\{\}\}")
+
+
+def _load_plpgsql(json: bytes) -> list[Node]:
+    try:
+        return orjson.loads(json)  # type: ignore[no-any-return]
+    except orjson.JSONDecodeError:
+        # Inside a string this takes a brace out of a literal or a comment: no name changes.
+        return orjson.loads(_STRAY_BRACE.sub(b"{}", json))  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from engine.catalog import DatabaseCatalog
 from server import sql_parser
-from server.statement_draft import CATALOG, HIDDEN
+from server.statement_draft import CATALOG, HIDDEN, SEQUENCE
 from server.statement_facts import Scope, StatementFacts, TextFacts
 from server.statement_info import Effect, EffectKind, Kind, Needs, PinReason, QueryInfo, StatementInfo
 from server.statement_reader import OPAQUE, read_text
@@ -132,6 +132,7 @@ def resolve(facts: TextFacts, catalog: StatementCatalog) -> QueryInfo:
         template_id=facts.template_id,
         has_effects=bool(kinds),
         begins_transaction=EffectKind.BEGIN in kinds,
+        reads_sequence=EffectKind.SEQUENCE_READ in kinds,
     )
 
 
@@ -141,19 +142,13 @@ def _is_listen(statement: StatementFacts) -> bool:
 
 def _resolve_statement(facts: StatementFacts, catalog: StatementCatalog, *, alone: bool) -> StatementInfo:
     mentions = facts.mentions
-    hides = catalog.may_hide_state(
-        mentions.functions,
-        mentions.relations_read,
-        mentions.relations_written,
-        operators=mentions.operators,
-        types=mentions.types,
-        attributes=mentions.attributes,
-        is_ddl=bool(facts.scope),
-    )
+    hides = catalog.may_hide_state(mentions, is_ddl=bool(facts.scope))
     effects = [effect for effect in facts.effects if _stands(effect, facts, catalog)]
     if (hides or facts.scope & Scope.ROUTINES) and HIDDEN not in effects:
         # New code may be called in the same transaction, before the catalog can be read again.
         effects.append(HIDDEN)
+    if catalog.calls_sequence(mentions.functions):
+        effects.append(SEQUENCE)
     if CATALOG in effects and (facts.scope & Scope.ROUTINES or hides):
         effects[effects.index(CATALOG)] = _CATALOG_RELOAD
     if not alone and facts.effects and _is_listen(facts):
@@ -173,7 +168,7 @@ def _stands(effect: Effect, facts: StatementFacts, catalog: StatementCatalog) ->
     """Whether an effect holds in this database: an INSERT advances a sequence only where a default calls one."""
     if effect.kind is not EffectKind.SEQUENCE or effect.argument != "insert":
         return True
-    return catalog.advances_sequence(facts.mentions.relations_written, facts.mentions.functions)
+    return catalog.advances_sequence(facts.mentions.relations_written)
 
 
 def _bound(cache: dict[bytes, TextFacts], limit: int) -> None:

@@ -13,6 +13,7 @@ TEMPORARY = Effect(EffectKind.PIN, PinReason.TEMP_TABLE)
 TEMPORARY_IN_TRANSACTION = Effect(EffectKind.PIN, PinReason.TEMP_TABLE, "transaction")
 SETTLE = Effect(EffectKind.SETTLE)
 CATALOG = Effect(EffectKind.CATALOG)
+SEQUENCE = Effect(EffectKind.SEQUENCE)
 INSERTS = Effect(EffectKind.SEQUENCE, "insert")
 
 

@@ -27,6 +27,10 @@ def _read_select(draft: Draft) -> None:
         creates_relation(draft, into.get("rel", {}), into.get("onCommit"))
 
 
+def _read_assignment(draft: Draft) -> None:
+    draft.kind = Kind.WRITE if draft.mentions.writes else Kind.READ
+
+
 def _read_write(draft: Draft) -> None:
     draft.kind = Kind.WRITE
     if draft.name in ("InsertStmt", "MergeStmt"):
@@ -125,6 +129,7 @@ def _read_utility(draft: Draft) -> None:
 
 READERS: dict[str, Callable[[Draft], None]] = {
     "SelectStmt": _read_select,
+    "PLAssignStmt": _read_assignment,
     **dict.fromkeys(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"), _read_write),
     "CopyStmt": _read_copy,
     "CallStmt": _read_call,

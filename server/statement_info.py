@@ -99,6 +99,7 @@ class Needs(IntFlag):
     MAKE_WAY = auto()  # CREATE / DROP / ALTER ... RENAME DATABASE: idle backends of `databases` are closed first
     ADMIN = auto()  # goes to the admin console
     REFUSE = auto()  # `refusal` says why
+    SEQUENCE = auto()  # currval or lastval: only the backend of the session's last SEQUENCE effect can answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +128,5 @@ class QueryInfo:
     template_id: int = 0  # the same for texts that differ in constants only; 0 where unknown
     has_effects: bool = False
     begins_transaction: bool = False
+    reads_sequence: bool = False  # has a SEQUENCE_READ effect
     console_command: object | None = None  # what the console's match returned, where `needs` has ADMIN

@@ -40,7 +40,6 @@ class Allotment(Generic[C]):
     def __init__(self, connector: Connector[C]) -> None:
         self._connector = connector
         self._sampled_at = -math.inf
-        self._totals: dict[Block[C], tuple[int, float]] = {}
 
     def grace_seconds(self) -> float:
         """A connection idle for less than this is not taken: its session may just be thinking."""
@@ -51,9 +50,7 @@ class Allotment(Generic[C]):
         return max(0.05, 8.0 * self._connector.seconds.value)
 
     def victim(self, now: float, seated: Iterable[Block[C]], taker: Block[C]) -> Block[C] | None:
-        """The block whose longest idle connection `taker` can have on the spot, if there is one."""
-        if not self._is_worth_a_login(taker, taker.size, now, FREE_PATIENCE):
-            return None
+        """The block whose longest idle connection can be had on the spot. `taker` matters by having one or none."""
         found, oldest = None, now - self.grace_seconds()
         for block in seated:
             if block.idle and block.idle[0].seat.released_at < oldest:
@@ -67,7 +64,7 @@ class Allotment(Generic[C]):
         self, now: float, seated: Collection[Block[C]], starving: Collection[Block[C]], settings: PoolSettings
     ) -> list[tuple[Block[C], int]]:
         """Blocks, and how many connections each should give now. For every tick on which somebody is kept waiting."""
-        self._sample(now, seated, starving)
+        self._sample(now, seated)
         held = {b: b.long_held(now, math.inf) for b in seated}
         if sum(held.values()) >= settings.max_backends:  # nothing else is left: what of it ends first has to do
             held = dict.fromkeys(seated, 0)
@@ -81,6 +78,8 @@ class Allotment(Generic[C]):
             return self._by_turn(now, seated, held, min(len(hungry), headroom))
         for b in seated:
             b.claim, b.quota = 0.0, 0
+        for b in hungry:
+            b.demand.value = max(b.demand.value, len(b.queue))
         for b in claimants:
             b.claim = max(b.demand.value, 0.1) * b.hold_seconds.value
         limits = [self._usable(b, held.get(b, 0), settings.default_pool_size) for b in claimants]
@@ -111,8 +110,12 @@ class Allotment(Generic[C]):
             if taker is None or giver is None:
                 break
             patience = PATIENCE if giver.claim else FREE_PATIENCE
-            is_better_used = not have[taker] or taker.claim / have[taker] * (have[giver] - 1) > giver.claim * HYSTERESIS
-            if not is_better_used or not self._is_worth_a_login(taker, have[taker], now, patience):
+            is_better_used = (
+                not have[taker]
+                or not giver.claim
+                or taker.claim / have[taker] * (have[giver] - 1) > giver.claim * HYSTERESIS
+            )
+            if not is_better_used or not self.is_worth_a_login(taker, have[taker], now, patience):
                 takers.remove(taker)
                 continue
             have[taker] += 1
@@ -120,7 +123,7 @@ class Allotment(Generic[C]):
             gives[giver] = gives.get(giver, 0) + 1
         return list(gives.items())
 
-    def _is_worth_a_login(self, taker: Block[C], size: int, now: float, patience: float) -> bool:
+    def is_worth_a_login(self, taker: Block[C], size: int, now: float, patience: float = FREE_PATIENCE) -> bool:
         """With `size` connections, does the queue take longer to clear than so many logins, or never get empty?"""
         if not size or (patience <= FREE_PATIENCE and taker.demand.value > size + 1):
             return True
@@ -157,19 +160,17 @@ class Allotment(Generic[C]):
             gap = 0.0  # keeping a connection for so long saves too little
         return unused < max(4.0 * gap, self.grace_seconds())
 
-    def _sample(self, now: float, seated: Iterable[Block[C]], starving: Iterable[Block[C]]) -> None:
+    def _sample(self, now: float, seated: Iterable[Block[C]]) -> None:
         is_stale = now - self._sampled_at > STALE_SECONDS
         self._sampled_at = now
-        before, self._totals = self._totals, {}
-        for block in (*seated, *starving):
+        for block in seated:
             demand = float(len(block.queue) + block.leased)
             if is_stale:
                 block.demand.value = demand
             else:
                 block.demand.add(demand)
-            releases, lease_seconds = block.releases, block.lease_seconds
-            self._totals[block] = (releases, lease_seconds)
-            old_releases, old_seconds = before.get(block, (0, 0.0))
-            if releases > old_releases:
-                hold = (lease_seconds - old_seconds) / (releases - old_releases)
+            leases = block.releases - block.sampled_releases
+            if leases:
+                hold = (block.lease_seconds - block.sampled_lease_seconds) / leases
                 block.hold_seconds.add(max(hold, MIN_HOLD_SECONDS))
+                block.sampled_releases, block.sampled_lease_seconds = block.releases, block.lease_seconds

@@ -74,6 +74,8 @@ class Block(Generic[C]):
         "quota",
         "releases",
         "releases_before",
+        "sampled_lease_seconds",
+        "sampled_releases",
         "sessions",
         "surplus",
         "wait_seconds",
@@ -102,6 +104,8 @@ class Block(Generic[C]):
         self.holding_since = 0.0  # since when it has had a connection without a break
         self.releases_before = 0  # the total at that time
         self.gap_seconds = 0.0  # between two uses, as seen when it last had none; 0 is unknown
+        self.sampled_releases = 0
+        self.sampled_lease_seconds = 0.0
         self.lost_at = -1.0  # when its last connection had last been used
         # Totals.
         self.releases = 0
@@ -135,6 +139,16 @@ class Block(Generic[C]):
         seat.leased_at = self._clock()
         self.leased += 1
         return conn
+
+    def try_acquire_this(self, conn: C) -> bool:
+        """Lease this very connection; False where it is not idle here (or somebody waits)."""
+        if self.queue or conn not in self.idle:
+            return False
+        self.idle.remove(conn)
+        conn.seat.state = LEASED
+        conn.seat.leased_at = self._clock()
+        self.leased += 1
+        return True
 
     def wait(self, waiter: Waiter[C]) -> None:
         """Queue up. Exactly one of the waiter's callbacks follows, after this returns, unless `cancel` comes first."""

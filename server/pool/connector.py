@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
 from server.pool.block import Block
@@ -33,7 +33,10 @@ class ConnectSink(Protocol[C]):
     """The pool, as its connector sees it. Each started login ends in exactly one of the two calls."""
 
     def landed(self, block: Block[C], conn: C, generation: int, seconds: float, replaces: Seat | None) -> None: ...
-    def missed(self, block: Block[C], exc: BaseException, kind: FailureKind, seconds: float) -> None: ...
+    def missed(
+        self, block: Block[C], exc: BaseException, kind: FailureKind | None, seconds: float, replaces: Seat | None
+    ) -> None:
+        """The login failed, or was cancelled by us: then `kind` is None."""
 
 
 class Connector(Generic[C]):
@@ -54,7 +57,7 @@ class Connector(Generic[C]):
         self._clock = clock
         self._settings = settings
         self._sink = sink
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Block[C]] = {}
         self._bucket = _new_bucket(settings, clock())
         self.engine = Backoff(rng)
         self.seconds = Average(0.01, 0.2)
@@ -89,15 +92,17 @@ class Connector(Generic[C]):
         block.backoff.is_probing = bool(block.backoff.failures)
         block.connecting += 1
         task = self._loop.create_task(self._run(block, block.generation, replaces), name=f"pool connect {block.key}")
-        self._tasks.add(task)
+        self._tasks[task] = block
 
     def retune(self, settings: PoolSettings) -> None:
         self._settings = settings
         self._bucket = _new_bucket(settings, self._clock())
 
-    def cancel_all(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
+    def cancel(self, blocks: Collection[Block[C]]) -> None:
+        """Break off the logins under way for these blocks."""
+        for task, block in self._tasks.items():
+            if block in blocks:
+                task.cancel()
 
     async def _run(self, block: Block[C], generation: int, replaces: Seat | None) -> None:
         began = self._clock()
@@ -115,7 +120,7 @@ class Connector(Generic[C]):
             conn, failure = None, PoolMisuse("connect() returned a connection that is in a pool already")
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.discard(task)
+        del self._tasks[task]
         block.connecting -= 1
         if conn is not None:
             self.seconds.add(now - began)
@@ -124,16 +129,16 @@ class Connector(Generic[C]):
             self._sink.landed(block, conn, generation, now - began, replaces)
             return
         assert failure is not None
-        kind = FailureKind.BLOCK if isinstance(failure, asyncio.CancelledError) else self._classify(failure)
+        kind = None if isinstance(failure, asyncio.CancelledError) else self._classify(failure)
+        self._remember(block, failure, kind, now)
+        self._sink.missed(block, failure, kind, now - began, replaces)
+
+    def _remember(self, block: Block[C], failure: BaseException, kind: FailureKind | None, now: float) -> None:
+        self.engine.is_probing = block.backoff.is_probing = False
         if kind is FailureKind.ENGINE:
             self.engine.failed(now, failure)
-            block.backoff.is_probing = False
-        else:
-            if self.engine.failures and kind is FailureKind.PERMANENT:
-                self.engine.succeeded()  # the engine said no: it is there
-            self.engine.is_probing = False
-            if kind is FailureKind.BLOCK:
-                block.backoff.failed(now, failure)
-            else:
-                block.backoff.succeeded()
-        self._sink.missed(block, failure, kind, now - began)
+        elif kind is FailureKind.BLOCK:
+            block.backoff.failed(now, failure)
+        elif kind is FailureKind.PERMANENT:  # the engine said no: it is there
+            self.engine.succeeded()
+            block.backoff.succeeded()

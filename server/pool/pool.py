@@ -86,6 +86,8 @@ class Pool(Generic[C]):
         if block is None:
             block = Block(key, self, self._clock, Backoff(self._rng))
             self._blocks[key] = block
+            if self.settings.min_pool_size:
+                self._keeper.arm()
         return block
 
     def conn_lost(self, conn: C) -> None:
@@ -150,6 +152,7 @@ class Pool(Generic[C]):
         self._held_back[database] += 1
         try:
             self.reconnect(database)
+            self._connector.cancel(self._of(database))
             await self._settled(lambda: not any(b.idle or b.connecting for b in self._of(database)))
             yield
         finally:
@@ -173,7 +176,7 @@ class Pool(Generic[C]):
     def close(self) -> None:
         """Fail every waiter, now and later, close what is idle; leases end as they end. Cannot be undone."""
         self.is_closed = True
-        self._connector.cancel_all()
+        self._connector.cancel(self.all_blocks())
         self.reconnect(None)
         for block in (*self._starving, *self._waiting):
             block.fail_all(PoolClosed())
@@ -197,7 +200,7 @@ class Pool(Generic[C]):
             return
         self._arm()
         now = self._clock()
-        if not self._is_contended:
+        if not self._is_contended or (not block.size and len(self._starving) == 1):
             self._grow(block, now)
         if not block.size and self._hopeless(block, now) is not None:
             self._loop.call_soon(self._fail_fast, block)
@@ -239,11 +242,16 @@ class Pool(Generic[C]):
         self._pump()
         self._check_settled()
 
-    def missed(self, block: Block[C], exc: BaseException, kind: FailureKind, seconds: float) -> None:
+    def missed(
+        self, block: Block[C], exc: BaseException, kind: FailureKind | None, seconds: float, replaces: Seat | None
+    ) -> None:
         self.size -= 1
         self._file(block)
-        self.counters.connect_failures += 1
-        self._observer.connect_failed(block.key, exc, seconds)
+        if replaces is not None:
+            replaces.replacing = False
+        if kind is not None:
+            self.counters.connect_failures += 1
+            self._observer.connect_failed(block.key, exc, seconds)
         if kind is FailureKind.PERMANENT:
             block.fail_all(exc)
         else:
@@ -277,17 +285,17 @@ class Pool(Generic[C]):
         self._is_contended = False
         for blocks in (self._starving, self._waiting):
             for block in tuple(blocks):
-                self._grow(block, now)
-                if self._is_contended and not self._connector.headroom(now):
-                    return
+                if not self._grow(block, now) and not self._has_room(block, now):
+                    break
 
-    def _grow(self, block: Block[C], now: float) -> None:
-        """Start logins for the block's waiters, as many as it may have and there is room for."""
+    def _grow(self, block: Block[C], now: float) -> bool:
+        """Start logins for the block's waiters, as many as it should have; False where it could not have them all."""
         while self._may_grow(block, now):
             if not self._connector.can_start(block, now) or not self._make_room(block, now):
                 self._is_contended = True
-                return
+                return False
             self._open(block)
+        return True
 
     def _may_grow(self, block: Block[C], now: float) -> bool:
         if len(block.queue) <= block.connecting + len(block.idle) or self._is_held_back(block.key.database):
@@ -300,17 +308,22 @@ class Pool(Generic[C]):
             return False
         return block.size - block.long_held(now, reserve) < settings.default_pool_size
 
+    def _has_room(self, block: Block[C], now: float) -> bool:
+        """Might other blocks, with connections or without as `block` is, be able to start a login?"""
+        if not self._connector.headroom(now) or self.size > self.settings.max_backends:
+            return False
+        return self.size < self.settings.max_backends or self._allotment.victim(now, self._seated, block) is not None
+
     def _make_room(self, block: Block[C], now: float) -> bool:
         """Is there room in the budget, or an unused connection elsewhere whose place can be had?"""
-        if self.size < self.settings.max_backends:
-            return True
-        if self.size > self.settings.max_backends:
+        if self.size != self.settings.max_backends:
+            return self.size < self.settings.max_backends
+        if not self._allotment.is_worth_a_login(block, block.size, now):
             return False
         victim = self._allotment.victim(now, self._seated, block)
-        if victim is None:
-            return False
-        self._steal(victim)
-        return True
+        if victim is not None:
+            self._steal(victim)
+        return victim is not None
 
     def _steal(self, block: Block[C]) -> None:
         self.counters.steals += 1

@@ -1,0 +1,141 @@
+"""One database as the server knows it: what its texts mean, its shared statements, its totals.
+
+`infos` is the exact-text dictionary of the query path (the catalog's own cache): a hit costs one lookup. It is emptied
+when what functions may do changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine.catalog import DatabaseCatalog
+from engine.catalog_reader import read_catalog
+from protocol.scan import F_BIND, F_CLOSE, F_DESCRIBE, F_EXECUTE, F_PARSE, length_at
+from server.prepared import StatementRegistry
+from server.statement_info import Needs, QueryInfo
+from server.totals import DatabaseTotals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from engine.control import EngineControl
+    from server.context import ContextRegistry
+    from server.session import ClientSession
+    from server.statement import Analyzer
+
+_PARSE_ENTRIES = 10_000
+_PARSE_TEXT_BYTES = 16 * 1024
+"""Longer texts are looked up by the text alone: they would push many short ones out."""
+
+
+class DatabaseState:
+    """Shared by all sessions of one database."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        contexts: ContextRegistry,
+        analyzer: Analyzer,
+        control: EngineControl,
+        spawn: Callable[[Coroutine[object, object, None], str], object],
+        stats: DatabaseTotals,
+        max_prepared_statements: int,
+    ) -> None:
+        self.name = name
+        self.contexts = contexts
+        self.statements = StatementRegistry()
+        self.catalog: DatabaseCatalog[QueryInfo] = DatabaseCatalog(name)
+        self.generation = 0
+        self.stats = stats
+        self.infos = self.catalog.cache
+        self.parses: dict[bytes, QueryInfo] = {}
+        self.max_prepared_statements = max_prepared_statements
+        self.plain_info = QueryInfo(statements=(), is_plain=True)
+        self.sequence_readers: set[str] = set()  # roles that call currval or lastval here
+        self._analyzer = analyzer
+        self._control = control
+        self._spawn = spawn
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """What functions may do is known."""
+        return self.catalog.is_current
+
+    def bump_generation(self) -> None:
+        """The catalog changed: a fresh Parse of a text prepared before may mean something else now."""
+        self.generation += 1
+        self.parses.clear()
+
+    def reload_catalog(self) -> None:
+        """Functions, triggers or rules changed: sessions wait for the new reading before their next new statement."""
+        self.bump_generation()
+        self.catalog.invalidate()
+        self._loading = None
+
+    async def load_catalog(self) -> None:
+        """Read the catalog, once for all who wait for it. Where it cannot be read, nothing is proved."""
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.get_running_loop().create_task(self._load(), name="catalog reading")
+        await asyncio.shield(self._loading)
+
+    async def _load(self) -> None:
+        while not self.catalog.is_current:
+            generation = self.catalog.generation
+            snapshot = await read_catalog(self._control, self.name)
+            if self.catalog.generation == generation:
+                self.catalog.install(snapshot)
+        self.parses.clear()
+
+    def analyse(self, text: bytes, encoding: str | None) -> QueryInfo:
+        """What a Query text does; remembered in `infos`."""
+        return self._analyzer.analyse(_transcode(text, encoding) if encoding is not None else text, self.catalog)
+
+    def info_of_parse(self, text_and_types: bytes, encoding: str | None) -> QueryInfo:
+        """What the text of a Parse message does."""
+        self.stats.parses += 1
+        if encoding is None:
+            found = self.parses.get(text_and_types)
+            if found is not None:
+                return found
+        text = text_and_types[: text_and_types.index(0)]
+        info = self.analyse(text, encoding)
+        if encoding is None and len(text_and_types) <= _PARSE_TEXT_BYTES:
+            if len(self.parses) >= _PARSE_ENTRIES:
+                _drop_half(self.parses)
+            self.parses[text_and_types] = info
+        return info
+
+    def adopt(self, text_and_types: bytes, info: QueryInfo) -> None:
+        """A text that we wrote in the place of a client's keeps that one's analysis."""
+        self.parses[text_and_types] = replace(info, needs=Needs.NOTHING)
+
+    def needs_of_run(self, run: bytes, session: ClientSession) -> Needs:
+        """What must happen before a run of extended messages may be forwarded."""
+        needs = Needs.NOTHING
+        names = session.local_names
+        pos = 0
+        end_of_run = len(run)
+        while pos < end_of_run:
+            kind = run[pos]
+            end = pos + 1 + length_at(run, pos + 1)[0]
+            if kind == F_PARSE:
+                name_end = run.index(0, pos + 5, end)
+                needs |= session.needs_of(self.info_of_parse(run[name_end + 1 : end], session.encoding))
+            elif names is not None and kind in (F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE) and names.refers(run, pos, end):
+                needs |= Needs.ADMIN
+            pos = end
+        return needs
+
+
+def _transcode(text: bytes, encoding: str) -> bytes:
+    return text.decode(encoding, errors="replace").encode()
+
+
+def _drop_half(entries: dict[bytes, QueryInfo]) -> None:
+    """Forget the older half: dictionaries keep insertion order."""
+    for key in list(entries)[: len(entries) // 2]:
+        del entries[key]

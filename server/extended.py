@@ -1,0 +1,507 @@
+"""Extended-protocol runs: virtual statement names made real, what a backend lacks injected, what it has left out.
+
+A `RunBuilder` turns one run of a client's messages into the bytes for one backend and the replies to expect. A run that
+needs no change is forwarded as it came. It is built anew for the backend that was leased, because what is prepared there
+decides. Pitfalls 17 to 22 of the pooling notes are handled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from protocol.errors import PgError
+from protocol.expectations import PASS, Action, Expected, HiddenReplies, MixedReplies, Reply, ReplyPlan
+from protocol.scan import (
+    F_BIND,
+    F_CLOSE,
+    F_DESCRIBE,
+    F_EXECUTE,
+    F_FLUSH,
+    F_PARSE,
+    F_SYNC,
+    HEADER_BYTES,
+    SYNC_BYTES,
+    length_at,
+    pack_length,
+)
+from server.prepared import BACKEND_NAME_PREFIX, SharedStatement, VirtualStatement, bind_values, split_parse
+from server.statement_info import Effect, EffectKind, QueryInfo
+
+if TYPE_CHECKING:
+    from engine.connection import BackendConnection
+    from server.session import ClientSession
+
+EXTENDED_TYPES: Final = frozenset({F_PARSE, F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE, F_SYNC, F_FLUSH})
+
+_REPLY_OF: Final = {
+    F_PARSE: Reply.PARSE,
+    F_BIND: Reply.BIND,
+    F_DESCRIBE: Reply.DESCRIBE,
+    F_EXECUTE: Reply.EXECUTE,
+    F_CLOSE: Reply.CLOSE,
+    F_SYNC: Reply.SYNC,
+}
+
+_PARSE_COMPLETE: Final = b"1\x00\x00\x00\x04"
+_CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
+_STATEMENT: Final = 0x53  # 'S' in Describe and Close
+
+
+def is_one_run(data: bytes) -> bool:
+    """Whether `data` is whole extended messages with one Sync, the last."""
+    pos = 0
+    end_of_data = len(data)
+    while end_of_data - pos >= HEADER_BYTES:
+        kind = data[pos]
+        if kind not in EXTENDED_TYPES:
+            return False
+        length = length_at(data, pos + 1)[0]
+        if length < 4:
+            return False
+        pos += 1 + length
+        if kind == F_SYNC or kind == F_FLUSH:
+            break
+    return pos == end_of_data
+
+
+class RunBuilder:
+    """Builds one run for one backend."""
+
+    __slots__ = (
+        "_backend",
+        "_effects",
+        "_has_effects",
+        "_is_mixed",
+        "_is_synced",
+        "_out",
+        "_replies",
+        "_session",
+        "_unsent",
+    )
+
+    def __init__(self, session: ClientSession, backend: BackendConnection) -> None:
+        self._session = session
+        self._backend = backend
+        self._out: list[bytes] = []
+        self._replies: list[int | Expected] = []
+        self._unsent = 0
+        self._effects: list[tuple[Effect, ...]] = []
+        self._has_effects = False
+        self._is_mixed = False
+        self._is_synced = False
+
+    def build(self, run: bytes, answers: dict[int, bytes] | None = None) -> None:
+        """Go through the messages of a run. Every message is whole. `answers` are ours, by the offset of what they answer."""
+        pos = 0
+        end_of_run = len(run)
+        while pos < end_of_run:
+            kind = run[pos]
+            end = pos + 1 + length_at(run, pos + 1)[0]
+            if answers is not None and pos in answers:
+                self._replace(run, pos, end, b"")
+                self._answer(answers[pos])
+            elif kind == F_BIND:
+                self._bind(run, pos, end)
+            elif kind == F_EXECUTE:
+                self._execute(run, pos, end)
+            elif kind == F_PARSE:
+                self._parse(run, pos, end)
+            elif kind == F_DESCRIBE:
+                self._describe(run, pos, end)
+            elif kind == F_CLOSE:
+                self._close(run, pos, end)
+            elif kind == F_SYNC:
+                self._is_synced = True
+                self._replies.append(kind)
+            pos = end
+        self._out.append(run[self._unsent :] if self._unsent else run)
+        self._expect_effects()
+
+    def finish(self) -> tuple[bytes, bool]:
+        """The bytes to send and whether they end in Sync."""
+        out = self._out
+        return out[0] if len(out) == 1 else b"".join(out), self._is_synced
+
+    def plan(self, *, is_synced: bool) -> ReplyPlan:
+        """What the backend will owe."""
+        if is_synced and not self._is_mixed:
+            return PASS
+        mixed = MixedReplies()
+        self.extend(mixed)
+        return mixed
+
+    def extend(self, mixed: MixedReplies) -> None:
+        """Add what these messages will be answered with to a run that is under way."""
+        for reply in self._replies:
+            mixed.push(Expected(_REPLY_OF[reply]) if isinstance(reply, int) else reply)
+
+    # -- message by message ----------------------------------------------------------------------------------------
+
+    def _replace(self, run: bytes, pos: int, end: int, new: bytes) -> None:
+        """Send `new` in the place of run[pos:end]."""
+        if pos > self._unsent:
+            self._out.append(run[self._unsent : pos])
+        if new:
+            self._out.append(new)
+        self._unsent = end
+
+    def _insert(self, run: bytes, pos: int, new: bytes) -> None:
+        """Send `new` before run[pos:]."""
+        self._replace(run, pos, pos, new)
+
+    def _parse(self, run: bytes, pos: int, end: int) -> None:
+        session = self._session
+        backend = self._backend
+        name, text_and_types = split_parse(run, pos, end)
+        info = session.database.info_of_parse(text_and_types, session.encoding)
+        if not name:
+            session.unnamed = backend.unnamed = (text_and_types, info)
+            if session.local_names is not None:
+                session.local_names.statements.pop(b"", None)
+            self._replies.append(F_PARSE)
+            return
+        if session.is_materialised:
+            self._replies.append(F_PARSE)
+            self._virtual(name, text_and_types, info)
+            return
+        prepared = session.prepared
+        if prepared is not None and name in prepared:
+            self._refuse(
+                run, pos, end, PgError("42P05", f'prepared statement "{name.decode(errors="replace")}" already exists')
+            )
+            return
+        statement = self._virtual(name, text_and_types, info)
+        shared = statement.shared
+        if shared in backend.prepared:
+            backend.prepared.move_to_end(shared)
+            self._replace(run, pos, end, b"")
+            self._answer(_PARSE_COMPLETE)
+            return
+        self._prepare(run, pos, shared)
+        self._replace(run, pos, end, shared.parse_message())
+        self._is_mixed = True
+        self._replies.append(Expected(Reply.PARSE, on_answer=lambda raw: self._parsed(name, shared, raw)))
+
+    def _virtual(self, name: bytes, text_and_types: bytes, info: QueryInfo) -> VirtualStatement:
+        session = self._session
+        shared = session.database.statements.intern(
+            text_and_types, session.context.parse, session.database.generation
+        )
+        statement = VirtualStatement(shared, info)
+        if session.prepared is None:
+            session.prepared = {}
+        session.prepared[name] = statement
+        return statement
+
+    def _parsed(self, name: bytes, shared: SharedStatement, raw: bytes) -> None:
+        """The engine's answer to a client's own Parse: b"" where it failed or was skipped."""
+        if not raw:
+            self._backend.prepared.pop(shared, None)
+            prepared = self._session.prepared
+            if prepared is not None:
+                prepared.pop(name, None)
+
+    def _prepare(self, run: bytes, pos: int, shared: SharedStatement) -> None:
+        """Note that the backend has it, and make room: the least recently used is closed first."""
+        prepared = self._backend.prepared
+        prepared[shared] = shared.name
+        if len(prepared) > self._session.database.max_prepared_statements:
+            old, old_name = prepared.popitem(last=False)
+            assert isinstance(old_name, bytes)
+            body = b"S" + old_name + b"\0"
+            self._insert(run, pos, b"C" + pack_length(len(body) + 4) + body)
+            self._is_mixed = True
+
+            def closed(raw: bytes) -> None:
+                if not raw:  # skipped after an error: it is still there
+                    prepared[old] = old_name
+
+            self._replies.append(Expected(Reply.CLOSE, Action.IGNORE, on_answer=closed))
+
+    def _bind(self, run: bytes, pos: int, end: int) -> None:
+        session = self._session
+        portal_end = run.index(0, pos + 5, end)
+        name_end = run.index(0, portal_end + 1, end)
+        name = run[portal_end + 1 : name_end]
+        info: QueryInfo | None = None
+        if not name:
+            info = self._use_unnamed(run, pos)
+        elif not session.is_materialised:
+            statement = session.prepared.get(name) if session.prepared is not None else None
+            if isinstance(statement, VirtualStatement):
+                info = statement.info
+                real = self._use(run, pos, statement)
+                tail = run[name_end:end]
+                head = run[pos + 5 : portal_end + 1]
+                self._replace(
+                    run, pos, end, b"B" + pack_length(4 + len(head) + len(real) + len(tail)) + head + real + tail
+                )
+            elif name.startswith(BACKEND_NAME_PREFIX):
+                self._refuse_unknown(run, pos, end, name)
+                return
+        else:
+            statement = session.prepared.get(name) if session.prepared is not None else None
+            info = statement.info if isinstance(statement, VirtualStatement) else None
+        if info is not None:
+            if info.has_effects:
+                info = _with_parameters(info, run, pos, end)
+            if session.portals is None:
+                session.portals = {}
+            session.portals[run[pos + 5 : portal_end]] = info
+        self._replies.append(F_BIND)
+
+    def _use_unnamed(self, run: bytes, pos: int) -> QueryInfo | None:
+        """The unnamed statement is used: parse it again where the backend's is another's."""
+        unnamed = self._session.unnamed
+        if not isinstance(unnamed, tuple):
+            return None
+        if self._backend.unnamed is not unnamed:
+            body = b"\0" + unnamed[0]
+            self._insert(run, pos, b"P" + pack_length(len(body) + 4) + body)
+            self._ignore(Reply.PARSE)
+            self._backend.unnamed = unnamed
+        return unnamed[1]
+
+    def _use(self, run: bytes, pos: int, statement: VirtualStatement) -> bytes:
+        """The backend's name of a statement, prepared there first where it is not."""
+        backend = self._backend
+        shared = statement.shared
+        prepared = backend.prepared
+        if shared in prepared:
+            prepared.move_to_end(shared)
+            return shared.name
+        self._prepare(run, pos, shared)
+        self._insert(run, pos, shared.parse_message())
+        self._is_mixed = True
+
+        def parsed(raw: bytes) -> None:
+            if not raw:
+                prepared.pop(shared, None)
+
+        self._replies.append(Expected(Reply.PARSE, Action.IGNORE, on_answer=parsed))
+        return shared.name
+
+    def _describe(self, run: bytes, pos: int, end: int) -> None:
+        session = self._session
+        if run[pos + 5] != _STATEMENT:
+            self._replies.append(F_DESCRIBE)
+            return
+        name = run[pos + 6 : end - 1]
+        if not name:
+            self._use_unnamed(run, pos)
+            self._replies.append(F_DESCRIBE)
+            return
+        if session.is_materialised:
+            self._replies.append(F_DESCRIBE)
+            return
+        statement = session.prepared.get(name) if session.prepared is not None else None
+        if not isinstance(statement, VirtualStatement):
+            if name.startswith(BACKEND_NAME_PREFIX):
+                self._refuse_unknown(run, pos, end, name)
+            else:
+                self._replies.append(F_DESCRIBE)
+            return
+        real = self._use(run, pos, statement)
+        self._replace(run, pos, end, b"D" + pack_length(6 + len(real)) + b"S" + real + b"\0")
+        self._is_mixed = True
+        self._replies.append(Expected(Reply.DESCRIBE, on_answer=_Described(statement)))
+
+    def _execute(self, run: bytes, pos: int, end: int) -> None:
+        session = self._session
+        self._replies.append(F_EXECUTE)
+        portals = session.portals
+        info = portals.get(run[pos + 5 : end - 5]) if portals is not None else None
+        if info is not None and info.has_effects:
+            self._has_effects = True
+            self._effects.append(info.statements[0].effects if info.statements else ())
+        else:
+            self._effects.append(())
+
+    def _expect_effects(self) -> None:
+        """Tell the session's tracker what will complete, in order; nothing where nothing has an effect."""
+        session = self._session
+        if self._has_effects or not self._is_synced or session.effects is not None:
+            tracker = session.tracker()
+            for effects in self._effects:
+                tracker.expect(effects)
+            self._backend.watch_completions = True
+
+    def _close(self, run: bytes, pos: int, end: int) -> None:
+        session = self._session
+        name = run[pos + 6 : end - 1]
+        if run[pos + 5] != _STATEMENT or session.is_materialised:
+            self._replies.append(F_CLOSE)
+            if run[pos + 5] == _STATEMENT and session.prepared is not None:
+                session.prepared.pop(name, None)
+            return
+        if not name:
+            session.unnamed = None
+            self._backend.unnamed = None
+            self._replies.append(F_CLOSE)
+            return
+        if session.prepared is not None:
+            session.prepared.pop(name, None)
+        self._replace(run, pos, end, b"")
+        self._answer(_CLOSE_COMPLETE)
+
+    # -- replies ---------------------------------------------------------------------------------------------------
+
+    def _ignore(self, reply: Reply) -> None:
+        self._is_mixed = True
+        self._replies.append(Expected(reply, Action.IGNORE))
+
+    def _answer(self, answer: bytes) -> None:
+        self._is_mixed = True
+        self._replies.append(Expected(Reply.LOCAL, bytes_=answer))
+
+    def _refuse_unknown(self, run: bytes, pos: int, end: int, name: bytes) -> None:
+        text = name.decode(errors="replace")
+        self._refuse(run, pos, end, PgError("26000", f'prepared statement "{text}" does not exist'))
+
+    def _refuse(self, run: bytes, pos: int, end: int, error: PgError) -> None:
+        """Let the engine fail here, so that transaction and pipeline are as failed as they should be, in our words."""
+        self._replace(run, pos, end, refusal_message())
+        self._is_mixed = True
+        self._replies.append(Expected(Reply.PARSE, error=error.to_error_response()))
+
+
+def refusal_message() -> bytes:
+    """A Parse that the engine is sure to refuse: the transaction and the pipeline then fail where ours has to."""
+    body = BACKEND_NAME_PREFIX + b"refused\0refused by RustyDB\0\0\0"
+    return b"P" + pack_length(len(body) + 4) + body
+
+
+def refusal_replies(error: PgError, *, is_synced: bool = True) -> MixedReplies:
+    """The replies to a refusal alone: our error in the place of the engine's."""
+    replies = MixedReplies()
+    replies.push(Expected(Reply.PARSE, error=error.to_error_response()))
+    if is_synced:
+        replies.push(Expected(Reply.SYNC))
+    return replies
+
+
+def statements_to_prepare(session: ClientSession, backend: BackendConnection, run: bytes) -> list[VirtualStatement]:
+    """Statements used in the run that the backend lacks and whose description the client has seen."""
+    prepared = session.prepared
+    if not prepared or session.is_materialised:
+        return []
+    found: list[VirtualStatement] = []
+    pos = 0
+    while pos < len(run):
+        kind = run[pos]
+        end = pos + 1 + length_at(run, pos + 1)[0]
+        name = b""
+        if kind == F_BIND:
+            start = run.index(0, pos + 5, end) + 1
+            name = run[start : run.index(0, start, end)]
+        elif kind == F_DESCRIBE and run[pos + 5] == _STATEMENT:
+            name = run[pos + 6 : end - 1]
+        if name:
+            statement = prepared.get(name)
+            if (
+                isinstance(statement, VirtualStatement)
+                and statement.description is not None
+                and statement.shared not in backend.prepared
+                and statement not in found
+            ):
+                found.append(statement)
+        pos = end
+    return found
+
+
+def prepare_first(
+    backend: BackendConnection, statements: list[VirtualStatement], then: Callable[[PgError | None], None]
+) -> None:
+    """Prepare statements as a run of its own and compare their descriptions with what the client saw.
+
+    A result type that is not what the client saw must fail as PostgreSQL would fail it, before anything is executed.
+    """
+    messages = []
+    replies = MixedReplies()
+    failures: list[PgError] = []
+    for statement in statements:
+        name = statement.shared.name
+        messages.append(statement.shared.parse_message())
+        messages.append(b"D" + pack_length(6 + len(name)) + b"S" + name + b"\0")
+        replies.push(Expected(Reply.PARSE, Action.IGNORE))
+        replies.push(Expected(Reply.DESCRIBE, Action.IGNORE, on_answer=_Compared(statement, failures)))
+        backend.prepared[statement.shared] = name
+
+    def prepared(result: HiddenReplies) -> None:
+        error = result.error or (failures[0] if failures else None)
+        if error is not None:
+            for statement in statements:
+                backend.prepared.pop(statement.shared, None)
+        then(error)
+
+    backend.send(b"".join(messages) + SYNC_BYTES, HiddenRun(replies, prepared))
+
+
+class _Described:
+    """Keeps the last RowDescription a client saw for a statement."""
+
+    __slots__ = ("_statement",)
+
+    def __init__(self, statement: VirtualStatement) -> None:
+        self._statement = statement
+
+    def __call__(self, raw: bytes) -> None:
+        if raw[:1] in (b"T", b"n"):
+            self._statement.description = raw
+
+
+class _Compared:
+    """Compares a fresh description with the one the client saw."""
+
+    __slots__ = ("_failures", "_statement")
+
+    def __init__(self, statement: VirtualStatement, failures: list[PgError]) -> None:
+        self._statement = statement
+        self._failures = failures
+
+    def __call__(self, raw: bytes) -> None:
+        if raw[:1] in (b"T", b"n") and raw != self._statement.description:
+            self._failures.append(PgError("0A000", "cached plan must not change result type"))
+
+
+class HiddenRun(HiddenReplies):
+    """Our own extended run: its replies go through an expectation queue, none to the client."""
+
+    __slots__ = ("_replies",)
+
+    def __init__(self, replies: MixedReplies, done: Callable[[HiddenReplies], None]) -> None:
+        super().__init__(done)
+        self._replies = replies
+
+    def receive(self, kind: int, body: bytes) -> None:
+        super().receive(kind, body)
+        self._replies.receive(kind, bytes([kind]) + pack_length(len(body) + 4) + body)
+
+
+def _with_parameters(info: QueryInfo, run: bytes, pos: int, end: int) -> QueryInfo:
+    """Effects whose arguments are parameters of the statement, with the values bound here."""
+    if not any(any(effect.parameters) for statement in info.statements for effect in statement.effects):
+        return info
+    values = bind_values(run, pos, end)
+    statement = info.statements[0]
+    effects = tuple(_bound(effect, values) for effect in statement.effects)
+    return replace(info, statements=(replace(statement, effects=effects),))
+
+
+def _bound(effect: Effect, values: list[bytes | None]) -> Effect:
+    name_at, value_at, local_at = effect.parameters
+
+    def value(index: int) -> bytes | None:
+        return values[index - 1] if 0 < index <= len(values) else None
+
+    name, kind, text = effect.argument, effect.kind, effect.value
+    if name_at:
+        name = (value(name_at) or b"").decode(errors="replace").lower()
+    if value_at:
+        raw = value(value_at)
+        text = raw.decode(errors="replace") if raw is not None else None
+    if local_at and (value(local_at) or b"f")[:1] in (b"\x01", b"t", b"T", b"1", b"y", b"o"):
+        kind = EffectKind.SET_LOCAL
+    return Effect(kind, name, text)

@@ -1,0 +1,162 @@
+"""LISTEN for pooled sessions: one listening connection a database, shared by all of its sessions.
+
+A `ListenHub` owns that connection (outside the pool's budget, made when the first session listens, closed with the
+last). Channels are counted by subscription. When the engine comes back after a loss the channels are listened to again; what was
+sent in between is lost, as it is for any client of a crashed PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from engine.connection import BackendConnection
+from protocol.errors import PgError
+from protocol.expectations import HiddenReplies
+from protocol.scan import B_NOTIFICATION
+
+_log = logging.getLogger("rustydb.listen")
+
+_RETRY_SECONDS = 0.5
+
+
+class Listener(Protocol):
+    """A session that listens."""
+
+    def notify(self, message: bytes) -> None:
+        """Give the client a NotificationResponse, when the protocol allows."""
+
+
+class ListenHub:
+    """The shared listener of one database."""
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[BackendConnection]], virtual_pid: Callable[[int], int]
+    ) -> None:
+        self._connect = connect
+        self._virtual_pid = virtual_pid
+        self._connection: BackendConnection | None = None
+        self._subscribers: dict[str, set[Listener]] = {}
+        self._lock = asyncio.Lock()
+        self._recovery: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """Channels with a subscriber."""
+        return frozenset(self._subscribers)
+
+    async def hear(self, channel: str) -> None:
+        """Return when the engine delivers this channel to us. Raises PgError."""
+        async with self._lock:
+            connection = await self._connected()
+            if channel not in self._subscribers:
+                await _run(connection, f"LISTEN {quote_identifier(channel)}")
+
+    def subscribe(self, listener: Listener, channel: str) -> None:
+        """From now on `listener` gets what is sent to `channel`, which is already heard."""
+        self._subscribers.setdefault(channel, set()).add(listener)
+
+    def unsubscribe(self, listener: Listener, channel: str = "") -> None:
+        """Drop one subscription of `listener`, or all of them."""
+        for name in [channel] if channel else list(self._subscribers):
+            listeners = self._subscribers.get(name)
+            if listeners is None:
+                continue
+            listeners.discard(listener)
+            if not listeners:
+                del self._subscribers[name]
+                if self._connection is not None and not self._connection.is_lost:
+                    self._connection.send_hidden(f"UNLISTEN {quote_identifier(name)}", _ignore)
+        if not self._subscribers:
+            self.close_connection()
+
+    def close_connection(self) -> None:
+        """Let go of the connection (no subscriber left, or the database is about to go)."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.owner = None
+            connection.close()
+
+    def close(self) -> None:
+        """For good."""
+        self._is_closed = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+        self.close_connection()
+
+    async def _connected(self) -> BackendConnection:
+        if self._connection is None or self._connection.is_lost:
+            connection = await self._connect()
+            connection.owner = self
+            for channel in self._subscribers:
+                await _run(connection, f"LISTEN {quote_identifier(channel)}")
+            self._connection = connection
+        return self._connection
+
+    async def _recover(self) -> None:
+        while self._subscribers and not self._is_closed:
+            await asyncio.sleep(_RETRY_SECONDS)
+            try:
+                async with self._lock:
+                    await self._connected()
+            except PgError as error:
+                _log.debug("the shared listener is not back yet: %s", error.message)
+                continue
+            return
+
+    # -- BackendOwner ----------------------------------------------------------------------------------------------
+
+    def backend_chunk(self, chunk: bytes) -> None:
+        """A message while idle: only notifications are of interest."""
+        if chunk[0] != B_NOTIFICATION:
+            return
+        pid = int.from_bytes(chunk[5:9], "big")
+        end = chunk.index(0, 9)
+        channel = chunk[9:end].decode(errors="replace")
+        message = chunk[:5] + self._virtual_pid(pid).to_bytes(4, "big") + chunk[9:]
+        for listener in list(self._subscribers.get(channel, ())):
+            listener.notify(message)
+
+    def backend_ready(self, chunk: bytes, status: int) -> None:
+        """Nothing of a client's runs here."""
+
+    def backend_complete(self, tag: bytes | None) -> None:
+        """Nothing of a client's runs here."""
+
+    def backend_error(self, error: PgError) -> None:
+        """Nothing of a client's runs here."""
+
+    def backend_parameter(self, name: str, value: str) -> None:
+        """Of no interest."""
+
+    def backend_copy_in(self) -> None:
+        """Nothing of a client's runs here."""
+
+    def backend_pressure(self, *, is_high: bool) -> None:
+        """We send little."""
+
+    def backend_lost(self, error: PgError | None) -> None:
+        """Come back as soon as the engine does."""
+        self._connection = None
+        if self._subscribers and not self._is_closed:
+            self._recovery = asyncio.get_running_loop().create_task(self._recover(), name="shared listener recovery")
+
+
+def quote_identifier(name: str) -> str:
+    """As PostgreSQL quotes one."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+async def _run(connection: BackendConnection, sql: str) -> None:
+    future: asyncio.Future[HiddenReplies] = asyncio.get_running_loop().create_future()
+    connection.send_hidden(sql, lambda reply: None if future.done() else future.set_result(reply))
+    reply = await future
+    if reply.error is not None:
+        raise reply.error
+
+
+def _ignore(reply: HiddenReplies) -> None:
+    """UNLISTEN cannot fail in a way that matters: what is heard without a subscriber is dropped."""

@@ -1,0 +1,363 @@
+"""Runs that need work before they may be forwarded: the one place of the query path that uses a task.
+
+Administrative commands and LISTEN are answered here; statements that look at a backend's own state first get one that
+really is theirs (`materialise`); process ids are translated; idle backends make way for CREATE and DROP DATABASE.
+What is left is forwarded as any other run, with our own answers at their places in the reply order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from engine.connection import BackendConnection
+from protocol.errors import PgError
+from protocol.expectations import Expected, HiddenReplies, MixedReplies, Reply
+from protocol.scan import (
+    F_BIND,
+    F_CLOSE,
+    F_DESCRIBE,
+    F_EXECUTE,
+    F_PARSE,
+    F_SYNC,
+    READY_FAILED,
+    READY_IDLE,
+    SYNC_BYTES,
+    length_at,
+    pack_length,
+)
+from server.admin import encode
+from server.admin.console import AdminConsole, BoundCommand
+from server.extended import HiddenRun
+from server.extension.commands import AdminCaller, AdminResult
+from server.local_statement import LocalPortal, LocalStatement, bind_local
+from server.statement_info import EffectKind, Needs, PinReason, QueryInfo
+
+if TYPE_CHECKING:
+    from server.session import ClientSession
+
+_log = logging.getLogger("rustydb.session")
+
+_FAILED_BLOCK = "current transaction is aborted, commands ignored until end of transaction block"
+_FORWARDED_NEEDS = Needs.MATERIALISE | Needs.REWRITE_PIDS | Needs.MAKE_WAY | Needs.SEQUENCE
+
+
+class SpecialHost(Protocol):
+    """What special runs need of the server."""
+
+    @property
+    def console(self) -> AdminConsole: ...
+
+    async def make_way(self, session: ClientSession, databases: tuple[str, ...]) -> None:
+        """Close idle backends (and our own connections) in these databases."""
+
+    async def listen(self, session: ClientSession, channel: str) -> None:
+        """Make the shared listener of the session's database hear the channel."""
+
+    def subscribe(self, session: ClientSession, channel: str, *, on: bool) -> None:
+        """Add or drop ("": all) a subscription that the listener already hears."""
+
+    def rewrite_pids(self, session: ClientSession, text: bytes) -> bytes:
+        """The text with virtual process ids in it."""
+
+
+class SpecialRuns:
+    """Runs the special ones, each in a task of its session's."""
+
+    def __init__(self, host: SpecialHost) -> None:
+        self._host = host
+
+    async def run(self, session: ClientSession, request: bytes, info: QueryInfo | None) -> None:
+        """Do what the run needs and set the session on its way. Never raises."""
+        try:
+            if not session.database.is_current:
+                await session.database.load_catalog()
+                if info is not None:
+                    info = session.database.analyse(request[5:-1], session.encoding)
+                    if not session.needs_of(info):
+                        self._forward(session, request, info)
+                        return
+            if info is not None:
+                await self._query(session, request, info)
+            else:
+                await self._extended(session, request)
+        except PgError as error:
+            if session.is_open:
+                session.phase = session.idle_phase
+                session.request = request
+                session.refuse_run(error)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            _log.exception("a special run failed")
+            session.fatal(PgError("XX000", "internal error of the server; its log has the details"))
+
+    # -- simple protocol -------------------------------------------------------------------------------------------
+
+    async def _query(self, session: ClientSession, request: bytes, info: QueryInfo) -> None:
+        needs = info.needs
+        if needs & Needs.REFUSE and info.refusal is not None:
+            raise PgError(*info.refusal)
+        if needs & Needs.ADMIN:
+            bound = info.console_command
+            assert isinstance(bound, BoundCommand)
+            reply = encode.simple_reply(bound, await self._command(session, bound))
+            self._answer(session, reply)
+            return
+        if needs & Needs.LISTENER:
+            self._answer(session, await self._listen(session, info))
+            return
+        if self._is_local_deallocate(session, info):
+            self._answer(session, b"C\0\0\0\x0fDEALLOCATE\0" if info.statements[0].name else _deallocate_all_tag(info))
+            return
+        text = await self._prepare(session, request[5:-1], info)
+        if text != request[5:-1]:
+            request = b"Q" + pack_length(len(text) + 5) + text + b"\0"
+        self._forward(session, request, info)
+
+    def _forward(self, session: ClientSession, request: bytes, info: QueryInfo) -> None:
+        if session.is_open:
+            session.phase = session.idle_phase
+            session.request = request
+            session.request_info = info
+            session.with_backend(session.send_query)
+
+    def _answer(self, session: ClientSession, reply: bytes) -> None:
+        if session.is_open:
+            session.send(reply)
+            session.send_ready()
+            session.go_idle()
+
+    def _is_local_deallocate(self, session: ClientSession, info: QueryInfo) -> bool:
+        """A lone DEALLOCATE of statements that only we know by these names."""
+        if session.is_materialised or session.status == READY_FAILED or len(info.statements) != 1:
+            return False
+        effects = info.statements[0].effects
+        if len(effects) != 1 or effects[0].kind is not EffectKind.DEALLOCATE:
+            return False
+        name = effects[0].argument
+        if not name:
+            session.prepared = None
+            session.unnamed = None
+            return True
+        return session.prepared is not None and session.prepared.pop(name.encode(), None) is not None
+
+    # -- what several kinds need -----------------------------------------------------------------------------------
+
+    async def _prepare(self, session: ClientSession, text: bytes, info: QueryInfo) -> bytes:
+        """Do what a text needs before it is forwarded; returns the text to forward."""
+        if info.needs & Needs.MAKE_WAY:
+            await self._host.make_way(session, info.databases)
+        if info.needs & Needs.MATERIALISE and session.status != READY_FAILED:
+            await self.materialise(session)
+        if info.reads_sequence and PinReason.SEQUENCE_STATE not in session.pins:
+            await self._bind_to_sequences(session)
+        if info.needs & Needs.REWRITE_PIDS:
+            text = self._host.rewrite_pids(session, text)
+        return text
+
+    async def _command(
+        self, session: ClientSession, bound: BoundCommand, parameters: tuple[object, ...] = ()
+    ) -> AdminResult:
+        if session.status == READY_FAILED:
+            raise PgError("25P02", _FAILED_BLOCK)
+        caller = AdminCaller(
+            role=session.context.settings.get("role", session.identity.role),
+            session_id=session.pid,
+            is_superuser=session.identity.is_superuser,
+            database=session.database.name,
+            in_transaction=session.status != READY_IDLE,
+        )
+        return await self._host.console.run(bound, caller, parameters)  # type: ignore[arg-type]
+
+    async def _listen(self, session: ClientSession, info: QueryInfo) -> bytes:
+        """LISTEN or UNLISTEN, by the shared listener; inside a transaction block it takes effect at its end."""
+        if session.status == READY_FAILED:
+            raise PgError("25P02", _FAILED_BLOCK)
+        effect = info.statements[0].effects[0]
+        is_listen = effect.kind is EffectKind.LISTEN
+        if is_listen:
+            await self._host.listen(session, effect.argument)
+        if session.status == READY_IDLE:
+            self._host.subscribe(session, effect.argument, on=is_listen)
+        else:
+            session.tracker().listens.append(effect)
+        return b"C\0\0\0\x0bLISTEN\0" if is_listen else b"C\0\0\0\x0dUNLISTEN\0"
+
+    async def materialise(self, session: ClientSession) -> None:
+        """Give the session a backend of its own that has its prepared statements, and listens, under their real names."""
+        if session.is_materialised:
+            return
+        backend = await self._backend(session)
+        session.pins.add(PinReason.SQL_PREPARE)
+        session.block.mark_long_held(backend)
+        await hidden(backend, "DEALLOCATE ALL")
+        backend.prepared.clear()
+        backend.unnamed = None
+        messages = []
+        replies = MixedReplies()
+        for name, statement in (session.prepared or {}).items():
+            messages.append(statement.shared.parse_message(name))
+            replies.push(Expected(Reply.PARSE))
+        replies.push(Expected(Reply.SYNC))
+        await hidden_run(backend, b"".join(messages), replies)
+        for channel in sorted(session.channels or ()):
+            quoted = channel.replace('"', '""')
+            await hidden(backend, f'LISTEN "{quoted}"')
+        if session.channels:
+            session.pins.add(PinReason.LISTEN)
+            self._host.subscribe(session, "", on=False)
+        session.is_materialised = True
+
+    async def _bind_to_sequences(self, session: ClientSession) -> None:
+        """currval and lastval: the backend where this session advanced a sequence last, if nobody was there since.
+
+        From now on sessions of this role stay on the backend on which they advance a sequence.
+        """
+        session.database.sequence_readers.add(session.identity.role)
+        known = session.sequence_backend
+        is_ours = known is not None and known.last_session_pid == session.pid
+        if session.backend is None and known is not None and is_ours and session.block.try_acquire_this(known):
+            known.owner = session
+            session.backend = known
+        backend = await self._backend(session)
+        if session.status == READY_FAILED:
+            return
+        if backend is not known or not is_ours:
+            await hidden(backend, "DISCARD SEQUENCES")
+        session.pins.add(PinReason.SEQUENCE_STATE)
+        session.block.mark_long_held(backend)
+
+    async def _backend(self, session: ClientSession) -> BackendConnection:
+        """The session's backend, leased now if it has none."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ready() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        session.phase = session.idle_phase
+        session.with_backend(ready)
+        await future
+        if session.is_open:
+            session.phase = session.busy_phase
+        backend = session.backend
+        if backend is None:
+            raise PgError("08006", "connection to the database engine was lost")
+        return backend
+
+    # -- extended protocol -----------------------------------------------------------------------------------------
+
+    async def _extended(self, session: ClientSession, request: bytes) -> None:
+        """Answer the local messages of a run, prepare the rest; forward what is left."""
+        answers: dict[int, bytes] = {}
+        out: list[bytes] = []
+        offset = pos = 0
+        needs_engine = False
+        while pos < len(request):
+            kind = request[pos]
+            end = pos + 1 + length_at(request, pos + 1)[0]
+            raw = request[pos:end]
+            answer = await self._local(session, kind, raw)
+            if answer is not None:
+                answers[offset] = answer
+            else:
+                if kind == F_PARSE:
+                    raw = await self._parse(session, raw)
+                needs_engine = needs_engine or kind in (F_PARSE, F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE)
+            out.append(raw)
+            offset += len(raw)
+            pos = end
+        if not session.is_open:
+            return
+        session.phase = session.idle_phase
+        session.request = request
+        if not needs_engine:
+            session.send(b"".join(answers.values()))
+            if request[-5:] == SYNC_BYTES:
+                session.send_ready()
+            session.go_idle()
+            return
+        session.request = b"".join(out)
+        session.local_answers = answers
+        session.with_backend(session.send_extended)
+
+    async def _parse(self, session: ClientSession, raw: bytes) -> bytes:
+        """A Parse that goes to the engine, with what its text needs done."""
+        name_end = raw.index(0, 5)
+        tail = raw[name_end + 1 :]
+        info = session.database.info_of_parse(tail, session.encoding)
+        if info.needs & Needs.REFUSE and info.refusal is not None:
+            raise PgError(*info.refusal)
+        if not session.needs_of(info) & _FORWARDED_NEEDS:
+            return raw
+        text_end = tail.index(0)
+        text = await self._prepare(session, tail[:text_end], info)
+        if text == tail[:text_end]:
+            return raw
+        new_tail = text + tail[text_end:]
+        session.database.adopt(new_tail, info)
+        body = raw[5 : name_end + 1] + new_tail
+        return b"P" + pack_length(len(body) + 4) + body
+
+    async def _local(self, session: ClientSession, kind: int, raw: bytes) -> bytes | None:
+        """The answer to one message if it is ours to answer."""
+        local = session.local
+        if kind == F_PARSE:
+            name_end = raw.index(0, 5)
+            info = session.database.info_of_parse(raw[name_end + 1 :], session.encoding)
+            if not info.needs & (Needs.ADMIN | Needs.LISTENER):
+                return None
+            bound = info.console_command
+            if isinstance(bound, BoundCommand) and (error := bound.error) is not None:
+                raise error
+            local.statements[raw[5:name_end]] = LocalStatement(info)
+            return b"1\0\0\0\4"
+        if kind == F_SYNC:
+            local.portals.clear()
+            return None
+        if kind == F_BIND:
+            bound_portal = bind_local(local, raw)
+            return None if bound_portal is None else b"2\0\0\0\4"
+        if kind == F_DESCRIBE:
+            return local.describe(raw)
+        if kind == F_CLOSE:
+            return local.close(raw)
+        if kind == F_EXECUTE:
+            portal = local.portals.pop(raw[5:-5], None)
+            return None if portal is None else await self._execute(session, portal)
+        return None
+
+    async def _execute(self, session: ClientSession, portal: LocalPortal) -> bytes:
+        info = portal.statement.info
+        bound = info.console_command
+        if not isinstance(bound, BoundCommand):
+            return await self._listen(session, info)
+        parameters = encode.decode_parameters(bound, portal.values, portal.parameter_formats)
+        result = await self._command(session, bound, tuple(parameters))
+        return encode.execute_reply(bound, result, portal.result_formats)
+
+
+async def hidden(backend: BackendConnection, sql: str) -> HiddenReplies:
+    """Run our own statement on a leased backend and wait for it. Raises its PgError."""
+    future: asyncio.Future[HiddenReplies] = asyncio.get_running_loop().create_future()
+    backend.send_hidden(sql, lambda reply: None if future.done() else future.set_result(reply))
+    reply = await future
+    if reply.error is not None:
+        raise reply.error
+    return reply
+
+
+async def hidden_run(backend: BackendConnection, messages: bytes, replies: MixedReplies) -> None:
+    """Run our own extended messages (without Sync) on a leased backend and wait for them. Raises their PgError."""
+    future: asyncio.Future[HiddenReplies] = asyncio.get_running_loop().create_future()
+    run = HiddenRun(replies, lambda reply: None if future.done() else future.set_result(reply))
+    backend.send(messages + SYNC_BYTES, run)
+    reply = await future
+    if reply.error is not None:
+        raise reply.error
+
+
+def _deallocate_all_tag(info: QueryInfo) -> bytes:
+    return b"C\0\0\0\x13DEALLOCATE ALL\0"

@@ -1,0 +1,2 @@
+def rewrite(text, pid, mapping):
+    return text
