@@ -1,7 +1,7 @@
 """Scores of 0 to 100 for what a simulation measured.
 
-A figure is laid between four landmarks worth 100, 90, 60 and 0 points, linearly (Gel scores its pool this way). A scenario's
-score is the weighted mean of its figures; the whole table is printed by `pytest -s`.
+A figure is laid between four landmarks worth 100, 90, 60 and 0 points, linearly (Gel scores its pool this way). A
+scenario's score is the weighted mean of its figures; the whole table is printed by `pytest -s`.
 """
 
 from __future__ import annotations

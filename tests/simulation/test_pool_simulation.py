@@ -90,6 +90,23 @@ def a_noisy_neighbour() -> list[Figure]:
     ]
 
 
+def rare_visitors_in_a_saturated_pool() -> list[Figure]:
+    sim = Simulation(PoolSettings(max_backends=10, default_pool_size=10))
+    for _ in range(100):
+        sim.session("noisy", "noisy", hold=sim.exponential(0.010), think=lambda: 0.0)
+    for db in range(100):
+        sim.session(
+            "rare", f"r{db}", hold=sim.exponential(0.005), think=sim.exponential(5.0), start=sim.rng.random() * 5
+        )
+    sim.run(30)
+    rare = sim.waits["rare"]
+    return [
+        Figure("median wait of the rare (s)", percentile(rare, 50), (0.012, 0.018, 0.03, 0.2), 2),
+        Figure("99th percentile of the wait of the rare (s)", percentile(rare, 99), (0.03, 0.05, 0.15, 1.0), 2),
+        Figure("share of the rest used by the noisy", sim.served("noisy") * 0.010 / (10 * 30), (0.92, 0.85, 0.7, 0.4)),
+    ]
+
+
 def many_more_databases_than_connections() -> list[Figure]:
     sim = Simulation(PoolSettings(max_backends=10))
     for db in range(50):
@@ -136,7 +153,7 @@ def long_transactions_hold_a_whole_block() -> list[Figure]:
     for _ in range(5):
         sim.session("other", "other", hold=sim.exponential(0.005), think=sim.exponential(0.020), start=2.0)
     sim.run(30)
-    after = [w for w in sim.waits["short"]]
+    after = sim.waits["short"]
     return [
         Figure("longest wait of the short (s)", max(after), (1.1, 1.3, 3.0, 20.0)),
         Figure("90th percentile of the wait of the short (s)", percentile(after, 90), (0.01, 0.02, 0.1, 1.0)),
@@ -298,6 +315,7 @@ MINIMUM_SCORES: dict[Scenario, float] = {
     equal_databases_at_the_budget: 0,
     short_and_long_statements_share_a_budget: 0,
     a_noisy_neighbour: 0,
+    rare_visitors_in_a_saturated_pool: 0,
     many_more_databases_than_connections: 0,
     a_thousand_roles_on_twenty_connections: 0,
     long_transactions_hold_a_whole_block: 0,
