@@ -229,7 +229,9 @@ def find_config_file() -> Path | None:
     xdg = os.environ.get("XDG_CONFIG_HOME", "")
     user = Path(xdg) if os.path.isabs(xdg) else Path(os.path.expanduser("~")) / ".config"
     places = (Path.cwd(), user / "rustydb", Path("/etc/rustydb"))
-    return next((place / CONFIG_FILE_NAME for place in places if (place / CONFIG_FILE_NAME).is_file()), None)
+    found = (place / CONFIG_FILE_NAME for place in places)
+    # os.path.isfile: a place that this user may not look into is passed over. With HOME of another user it can be.
+    return next((path for path in found if os.path.isfile(path)), None)
 
 
 class _Gathered:

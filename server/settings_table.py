@@ -81,11 +81,16 @@ def _setting(
 
 
 def default_data_dir() -> Path:
-    """`/var/lib/rustydb` for root, else `rustydb` in the user's XDG data directory."""
+    """`/var/lib/rustydb` for root, else `rustydb` in the user's XDG data directory; `data` here for a homeless user."""
     if os.geteuid() == 0:
         return Path("/var/lib/rustydb")
     xdg = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".local" / "share") / "rustydb"
+    if os.path.isabs(xdg):
+        return Path(xdg) / "rustydb"
+    try:
+        return Path.home() / ".local" / "share" / "rustydb"
+    except RuntimeError:  # a uid without an entry in the user database, and no HOME
+        return Path.cwd() / "data"
 
 
 def _default_socket_dir(values: dict[str, Any]) -> Path | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,37 @@ def test_the_file_is_looked_for_here_and_then_in_the_configuration_directory(
     assert find_config_file() == home / "rustydb.toml"
     here = write(tmp_path, "")
     assert find_config_file() == here
+
+
+def test_a_place_that_may_not_be_looked_into_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    (closed / "rustydb").mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(closed))
+    real_stat = os.stat
+
+    def stat(path: object, *arguments: object, **options: object) -> object:
+        if str(path).startswith(str(closed)):  # as root no permission is ever missing
+            raise PermissionError(path)
+        return real_stat(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert find_config_file() != closed / "rustydb" / "rustydb.toml"
+    assert load_config().server.port == 5432
+
+
+def test_the_data_of_a_user_without_a_home_lie_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert ServerSettings().data_dir == tmp_path / "xdg" / "rustydb"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert ServerSettings().data_dir == tmp_path / "home" / ".local" / "share" / "rustydb"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert ServerSettings().data_dir == tmp_path / "data"
 
 
 def test_settings_of_the_engine_come_from_file_and_environment_together(
