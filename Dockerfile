@@ -9,9 +9,10 @@
 
 FROM python:3.13-slim-trixie
 
-# tini reaps what a killed engine leaves behind, as the first process must.
+# tini reaps what a killed engine leaves behind, as the first process must; libnss-wrapper gives PostgreSQL a user name
+# where the uid has none (`--user 1234`).
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini \
+    && apt-get install -y --no-install-recommends libnss-wrapper tini \
     && rm -rf /var/lib/apt/lists/*
 
 RUN groupadd --gid 10001 rustydb \
