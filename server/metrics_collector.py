@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
+from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -112,6 +113,17 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
 )
 
 
+PROCESS_METRICS: Final[tuple[MetricSpec, ...]] = (
+    _counter("process_cpu_seconds_total", "CPU time of this process; the engine's is its own."),
+    _gauge("process_resident_memory_bytes", "Memory of this process that is in RAM."),
+    _gauge("process_virtual_memory_bytes", "Address space of this process."),
+    _gauge("process_open_fds", "Open file descriptors: sockets of clients and backends, mostly."),
+    _gauge("process_max_fds", "Most file descriptors it may have open."),
+    _gauge("process_start_time_seconds", "When the process started, seconds since the epoch."),
+)
+"""Families of prometheus_client's ProcessCollector, under the names that every exporter gives them. Linux only."""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheCounters:
     """Totals of the statement analysis cache."""
@@ -143,11 +155,11 @@ class MetricsCollector(Collector):
         self._bus = bus
         self._session_counts = session_counts or self._count_sessions
         self._analysis_cache = analysis_cache
-        self._specs = {spec.name: spec for spec in METRICS}
+        self._process = ProcessCollector(registry=None)
 
     def describe(self) -> Iterable[Metric]:
         """Names without values, so that registering collects nothing."""
-        return [self._empty(spec) for spec in METRICS]
+        return [*(self._empty(spec) for spec in METRICS), *self._process.collect()]
 
     def collect(self) -> Iterable[Metric]:
         """All families with their values now."""
@@ -171,6 +183,7 @@ class MetricsCollector(Collector):
             else:
                 continue  # its source was not given
             families.append(family)
+        families.extend(self._process.collect())
         return families
 
     # Where the values come from

@@ -273,7 +273,7 @@ class EngineStarted(Event):
 
     version: str
     version_num: int
-    system_identifier: int
+    system_identifier: str
     epoch: int  # counts engine lives seen by this server
     duration_us: int
     at: float

@@ -80,7 +80,7 @@ async def test_one_queue_over_several_types_keeps_their_order() -> None:
 
     bus.subscribe((EngineLost, EngineStarted), take, subscriber="test", linger_seconds=0)
     bus.publish(lost(1))
-    bus.publish(EngineStarted("18", 180000, 1, 2, 3, 0.0))
+    bus.publish(EngineStarted("18", 180000, "7", 2, 3, 0.0))
     bus.publish(lost(2))
     bus.start()
     await bus.stop()
