@@ -40,15 +40,18 @@ def prepare_password(password: str | bytes) -> bytes:
 def saslprep(text: str) -> str | None:
     """The prepared string, or None where RFC 4013 prohibits it."""
     mapped = "".join(
-        " " if stringprep.in_table_c12(char) else char for char in text if not stringprep.in_table_b1(char)
+        " " if stringprep.in_table_c12(char) else char
+        for char in text
+        # U+200B is in both tables: a space comes before nothing.
+        if stringprep.in_table_c12(char) or not stringprep.in_table_b1(char)
     )
-    prepared = unicodedata.normalize("NFKC", mapped)
-    if not prepared or any(prohibited(char) for char in prepared for prohibited in _PROHIBITED):
+    # RFC 4013 looks for these after normalization. PostgreSQL looks before, and its verifiers are ours.
+    if not mapped or any(prohibited(char) for char in mapped for prohibited in _PROHIBITED):
         return None
-    if any(stringprep.in_table_d1(char) for char in prepared):
+    if any(stringprep.in_table_d1(char) for char in mapped):
         # Right-to-left text: no left-to-right letter, and it begins and ends right-to-left.
-        if any(stringprep.in_table_d2(char) for char in prepared):
+        if any(stringprep.in_table_d2(char) for char in mapped):
             return None
-        if not (stringprep.in_table_d1(prepared[0]) and stringprep.in_table_d1(prepared[-1])):
+        if not (stringprep.in_table_d1(mapped[0]) and stringprep.in_table_d1(mapped[-1])):
             return None
-    return prepared
+    return unicodedata.normalize("NFKC", mapped)

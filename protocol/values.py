@@ -229,8 +229,10 @@ def _binary_timestamp(value: dt.datetime) -> bytes:
 
 
 def _binary_interval(value: dt.timedelta) -> bytes:
-    time = dt.timedelta(seconds=value.seconds, microseconds=value.microseconds)
-    return struct.pack("!qii", _microseconds(time), value.days, 0)
+    # Days and time with one sign, as the text form has them (a timedelta has negative days and a positive rest).
+    sign, micros = (-1, -_microseconds(value)) if value < dt.timedelta(0) else (1, _microseconds(value))
+    days, rest = divmod(micros, 86_400_000_000)
+    return struct.pack("!qii", sign * rest, sign * days, 0)
 
 
 def _binary_numeric(value: int | float | Decimal) -> bytes:
@@ -238,7 +240,7 @@ def _binary_numeric(value: int | float | Decimal) -> bytes:
     if number.is_nan():
         return struct.pack("!HhHH", 0, 0, 0xC000, 0)
     if number.is_infinite():
-        return struct.pack("!HhHH", 0, 0, 0xD000 if number > 0 else 0xF000, 0)
+        return struct.pack("!HhHH", 0, 0, 0xD000 if number > 0 else 0xF000, 0x20)
     sign, digits, exponent = number.as_tuple()
     assert isinstance(exponent, int)
     scale = max(0, -exponent)
