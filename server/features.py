@@ -133,11 +133,11 @@ class FeatureHost:
             before, services = self._surface.owners(), self._surface.services.types()
             try:
                 one.feature.setup(self._context(one))
-                self._check_ownership(one, before)
             except Exception as error:  # noqa: BLE001 - a feature may raise anything
                 one.services = self._surface.services.types() - services
                 self._fail(one, "setup", error)
             else:
+                self._check_ownership(one, before)
                 one.services = self._surface.services.types() - services
                 one.state = FeatureState.READY
 
