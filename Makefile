@@ -43,7 +43,7 @@ test-quick: dev-environment ## Run the tests that take no more than a few second
 
 .PHONY: check
 check: dev-environment ## Format, lint, types, import contracts, architecture
-	$(BIN)/ruff format --check $(FORMATTED)
+	$(BIN)/ruff format --check --output-format concise $(FORMATTED)
 	$(BIN)/ruff check $(FORMATTED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -38,6 +38,13 @@ def test_every_package_is_looked_at() -> None:
     assert all(len(modules_of(package)) > 0 for package in PACKAGES)
 
 
+@pytest.mark.parametrize("lower", range(len(PACKAGES) - 1))
+def test_no_layer_names_the_one_above_it_not_even_for_types(lower: int) -> None:
+    for module in modules_of(PACKAGES[lower]):
+        for imported in graph().find_modules_directly_imported_by(module):
+            assert imported.partition(".")[0] not in PACKAGES[lower + 1 :], f"{module} imports {imported}"
+
+
 @pytest.mark.parametrize("module", modules_of("protocol"))
 def test_protocol_imports_itself_and_the_standard_library_only(module: str) -> None:
     for imported in graph().find_modules_directly_imported_by(module):
