@@ -84,6 +84,7 @@ class BackendConnection(asyncio.Protocol):
         "database",
         "is_lost",
         "last_session_pid",
+        "on_lost",
         "owner",
         "pid",
         "plans",
@@ -96,7 +97,6 @@ class BackendConnection(asyncio.Protocol):
         "status",
         "transport",
         "unnamed",
-        "on_lost",
         "watch_completions",
     )
 

@@ -91,7 +91,7 @@ class RustyServer:
         await self.cluster.start()
         membership = Membership(self.cluster.control)
         console = AdminConsole(self.commands, membership.is_member, self.bus)
-        self.hub = SessionHub(config, self.cluster, console, self.metrics)
+        self.hub = SessionHub(config, self.cluster, console, self.metrics, hooks=self.hooks, bus=self.bus)
         control = ControlRoom(
             self.hub,
             self.lag,
@@ -104,9 +104,7 @@ class RustyServer:
         for command in (*show_commands(sources), *control_commands(control)):
             self.commands.register(command)
         self.metrics.subscribe(self.bus)
-        self.registry.register(
-            MetricsCollector(self.metrics, control, self.bus, session_counts=control.session_counts)
-        )
+        self.registry.register(MetricsCollector(self.metrics, control, self.bus, session_counts=control.session_counts))
         self._features.load(config.features.enabled)
         self._features.setup()
         await self._features.start()
@@ -213,7 +211,7 @@ class RustyServer:
         """The engine accepts connections."""
         self._is_engine_up = True
         self.bus.publish(
-            EngineStarted(info.version, info.version_num, int(info.system_identifier), info.epoch, 0, time.time())
+            EngineStarted(info.version, info.version_num, info.system_identifier, info.epoch, 0, time.time())
         )
 
     def engine_lost(self, reason: str) -> None:

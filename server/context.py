@@ -34,7 +34,14 @@ REPORTED_NAMES: Final = {
 """Lower-case name to the spelling of PostgreSQL 18's ParameterStatus."""
 
 DERIVED_NAMES: Final = frozenset(
-    {"in_hot_standby", "integer_datetimes", "is_superuser", "server_encoding", "server_version", "session_authorization"}
+    {
+        "in_hot_standby",
+        "integer_datetimes",
+        "is_superuser",
+        "server_encoding",
+        "server_version",
+        "session_authorization",
+    }
 )
 """Reported, but never set by replay: they follow from the connection, or from `role`."""
 

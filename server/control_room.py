@@ -56,7 +56,10 @@ class ControlRoom:
 
     def stats(self) -> list[PoolStats]:
         """Totals of all databases."""
-        return [state.stats.snapshot(state.name) for state in self._hub.databases.values()]
+        live: dict[str, list[ClientSession]] = {}
+        for session in self._hub.sessions.values():
+            live.setdefault(session.database.name, []).append(session)
+        return [state.stats.snapshot(state.name, live.get(state.name, ())) for state in self._hub.databases.values()]
 
     def session_counts(self) -> dict[tuple[str, str], int]:
         """How many sessions each database has in each state."""

@@ -92,16 +92,19 @@ class RunBuilder:
         self._is_mixed = False
         self._is_synced = False
 
-    def build(self, run: bytes, answers: dict[int, bytes] | None = None) -> None:
+    def build(self, run: bytes, answers: dict[int, bytes | PgError] | None = None) -> None:
         """Go through the messages of a run. Every message is whole. `answers` are ours, by the offset of what they answer."""
         pos = 0
         end_of_run = len(run)
         while pos < end_of_run:
             kind = run[pos]
             end = pos + 1 + length_at(run, pos + 1)[0]
-            if answers is not None and pos in answers:
-                self._replace(run, pos, end, b"")
-                self._answer(answers[pos])
+            if answers is not None and (answer := answers.get(pos)) is not None:
+                if isinstance(answer, PgError):
+                    self._refuse(run, pos, end, answer)
+                else:
+                    self._replace(run, pos, end, b"")
+                    self._answer(answer)
             elif kind == F_BIND:
                 self._bind(run, pos, end)
             elif kind == F_EXECUTE:
@@ -186,9 +189,7 @@ class RunBuilder:
 
     def _virtual(self, name: bytes, text_and_types: bytes, info: QueryInfo) -> VirtualStatement:
         session = self._session
-        shared = session.database.statements.intern(
-            text_and_types, session.context.parse, session.database.generation
-        )
+        shared = session.database.statements.intern(text_and_types, session.context.parse, session.database.generation)
         statement = VirtualStatement(shared, info)
         if session.prepared is None:
             session.prepared = {}
@@ -322,6 +323,8 @@ class RunBuilder:
     def _expect_effects(self) -> None:
         """Tell the session's tracker what will complete, in order; nothing where nothing has an effect."""
         session = self._session
+        if session.observed is not None:
+            self._backend.watch_completions = True
         if self._has_effects or not self._is_synced or session.effects is not None:
             tracker = session.tracker()
             for effects in self._effects:

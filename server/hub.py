@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine import connect
 from engine.connection import BackendConnection
 from protocol.errors import PgError
-from protocol.scan import message
+from protocol.scan import READY_IDLE, message
 from server.cleanup import BackendCleaner
 from server.context import ContextRegistry
 from server.database import DatabaseState
+from server.extension.events import SessionClosed, SessionOpened
+from server.extension.hooks import Deny
 from server.listen import ListenHub
 from server.metrics import ServerMetrics
+from server.observer import QueryObserver, session_info
 from server.pool.pool import Pool
 from server.pool.seat import Seat
 from server.pool.settings import PoolKey, PoolSettings
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
     from server.admin.console import AdminConsole
     from server.config import Config
     from server.effects import EffectTracker
+    from server.extension.bus import EventBus
+    from server.extension.hooks import Hooks
     from server.front_door import AuthenticatedClient, Slot
     from server.pool.block import Block
 
@@ -56,19 +63,23 @@ _DRAIN_STEP_SECONDS = 0.05
 class SessionHub:
     """See the module's text. Made by the composition root."""
 
-    has_query_hooks = False
-
     def __init__(
         self,
         config: Config,
         cluster: Cluster,
         console: AdminConsole,
         metrics: ServerMetrics,
+        *,
+        hooks: Hooks,
+        bus: EventBus,
     ) -> None:
         self.config = config
         self.cluster = cluster
         self.console = console
         self.metrics = metrics
+        self.hooks = hooks
+        self.bus = bus
+        self.observer = QueryObserver(hooks, bus)
         self.contexts = ContextRegistry()
         self.databases: dict[str, DatabaseState] = {}
         self.sessions: dict[int, ClientSession] = {}
@@ -89,6 +100,7 @@ class SessionHub:
         self._tasks: set[asyncio.Task[object]] = set()
         self._session_tasks: dict[ClientSession, asyncio.Task[object]] = {}
         self._next_pid = _FIRST_VIRTUAL_PID
+        self._serials = itertools.count(1)
         self._cancels = asyncio.Semaphore(_CANCELS_AT_ONCE)
         self._quarantined: dict[BackendConnection, ClientSession] = {}
         self._slots: dict[int, Slot] = {}
@@ -115,17 +127,25 @@ class SessionHub:
         except BaseException:
             block.detach()
             raise
-        self._start(client, database, block, welcome)
+        try:
+            session = self._make(client, database, block, welcome)
+            if self.hooks.on_session_start:
+                asked = self.hooks.ask_on_session_start(session_info(session))
+                decision = await asked if isinstance(asked, Awaitable) else asked
+                if isinstance(decision, Deny):
+                    raise decision.error
+        except BaseException:
+            block.detach()
+            raise
+        self._start(session, client, welcome)
 
-    def _start(
+    def _make(
         self,
         client: AuthenticatedClient,
         database: DatabaseState,
         block: Block[BackendConnection],
         welcome: Welcome,
-    ) -> None:
-        pid = self._new_pid()
-        secret = secrets.token_bytes(32 if client.protocol_version >= (3, 2) else 4)
+    ) -> ClientSession:
         session = ClientSession(
             host=self,
             transport=client.transport,
@@ -136,17 +156,25 @@ class SessionHub:
             context=welcome.context,
             reported=welcome.reported,
             defaults=welcome.defaults,
-            pid=pid,
-            secret=secret,
+            pid=self._new_pid(),
+            serial=next(self._serials),
+            secret=secrets.token_bytes(32 if client.protocol_version >= (3, 2) else 4),
             now=perf_counter(),
         )
         session.encoding = welcome.encoding
+        return session
+
+    def _start(self, session: ClientSession, client: AuthenticatedClient, welcome: Welcome) -> None:
+        """From here on the transport is the session's."""
+        pid = session.pid
         self.sessions[pid] = session
         self._slots[pid] = client.slot
+        if self.bus.has_subscribers(SessionOpened):
+            self.bus.publish(SessionOpened(session_info(session), time.time()))
         client.transport.set_protocol(session)
         burst = b"".join(client.pending_output) + welcome.burst
         client.pending_output.clear()
-        client.transport.write(burst + message(b"K", pid.to_bytes(4, "big") + secret) + b"Z\0\0\0\x05I")
+        client.transport.write(burst + message(b"K", pid.to_bytes(4, "big") + session.secret) + b"Z\0\0\0\x05I")
         if client.received:
             session.data_received(client.received)
 
@@ -200,9 +228,28 @@ class SessionHub:
 
     def run_special(self, session: ClientSession, request: bytes, info: QueryInfo | None) -> None:
         """Give a run that needs work a task of its own."""
-        task = self._spawn(self._special.run(session, request, info), "special run")
+        self._own(session, self._special.run(session, request, info), "special run")
+
+    def _own(self, session: ClientSession, work: Coroutine[object, object, None], name: str) -> None:
+        """Run work of one session; it ends with the session."""
+        task = self._spawn(work, name)
         self._session_tasks[session] = task
-        task.add_done_callback(lambda _: self._session_tasks.pop(session, None))
+
+        def done(_: object) -> None:
+            if self._session_tasks.get(session) is task:
+                del self._session_tasks[session]
+
+        task.add_done_callback(done)
+
+    def run_judged(
+        self, session: ClientSession, request: bytes, answer: Awaitable[bytes | None] | bytes | None
+    ) -> None:
+        """Go on with a simple Query that hooks changed, answered, or have yet to decide about."""
+        self._own(session, self._special.judged(session, request, answer), "judged run")
+
+    def run_after(self, session: ClientSession, pending: Awaitable[None], chunk: bytes) -> None:
+        """Wait for those who must know before the client does."""
+        self._own(session, self._special.after(session, pending, chunk), "end of a run")
 
     def leave(self, session: ClientSession, backend: BackendConnection | None, reason: str) -> None:
         """A session ended."""
@@ -218,8 +265,26 @@ class SessionHub:
             if hub is not None:
                 hub.unsubscribe(session)
         session.block.detach()
+        session.database.stats.add_session(session)
+        if self.bus.has_subscribers(SessionClosed):
+            self.bus.publish(self._closed(session, reason))
         if backend is not None:
             self._clean(session, backend, reason)
+
+    @staticmethod
+    def _closed(session: ClientSession, reason: str) -> SessionClosed:
+        return SessionClosed(
+            session_info(session),
+            reason,
+            session.ended_by or None,
+            int((perf_counter() - session.connected_at) * 1e6),
+            session.statements,
+            session.transactions,
+            session.received_bytes,
+            session.sent_bytes,
+            session.status != READY_IDLE,
+            time.time(),
+        )
 
     def _clean(self, session: ClientSession, backend: BackendConnection, reason: str) -> None:
         """Bring an abandoned backend to rest and give it back."""
@@ -302,7 +367,11 @@ class SessionHub:
 
     def rewrite_pids(self, session: ClientSession, text: bytes) -> bytes:
         """Virtual process ids in a statement's text."""
-        mapping = [(backend.pid, backend.owner.pid) for backend in self.backends.values() if isinstance(backend.owner, ClientSession)]
+        mapping = [
+            (backend.pid, backend.owner.pid)
+            for backend in self.backends.values()
+            if isinstance(backend.owner, ClientSession)
+        ]
         return rewrite(text, session.pid, mapping)
 
     def virtual_pid(self, pid: int) -> int:
@@ -392,7 +461,7 @@ class SessionHub:
             if session.phase is not Phase.IDLE:
                 continue
             idle = now - session.last_request_at
-            if session.status != 0x49:
+            if session.status != READY_IDLE:
                 limit = session_settings.idle_transaction_timeout
                 if 0 < limit < idle:
                     session.fatal(
@@ -418,9 +487,7 @@ class SessionHub:
         if session.phase is Phase.BUSY:
             session.is_killed = True
         else:
-            session.fatal(
-                PgError("57P01", "terminating connection due to administrator command", severity="FATAL")
-            )
+            session.fatal(PgError("57P01", "terminating connection due to administrator command", severity="FATAL"))
 
     async def drain(self, timeout_seconds: float) -> None:
         """Refuse new clients, end idle ones, and wait for the others (`drain_mode`), at most so long."""
@@ -430,7 +497,7 @@ class SessionHub:
         while self.sessions and not self._drain_stopped.is_set():
             if not wait_for_clients:
                 for session in list(self.sessions.values()):
-                    if session.phase is Phase.IDLE and session.status == 0x49:
+                    if session.phase is Phase.IDLE and session.status == READY_IDLE:
                         self.kill(session)
             remaining = deadline - perf_counter()
             if remaining <= 0 and not wait_for_clients:

@@ -32,9 +32,7 @@ class Listener(Protocol):
 class ListenHub:
     """The shared listener of one database."""
 
-    def __init__(
-        self, connect: Callable[[], Awaitable[BackendConnection]], virtual_pid: Callable[[int], int]
-    ) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[BackendConnection]], virtual_pid: Callable[[int], int]) -> None:
         self._connect = connect
         self._virtual_pid = virtual_pid
         self._connection: BackendConnection | None = None

@@ -87,17 +87,18 @@ def bind_local(names: LocalNames, raw: bytes) -> LocalPortal | None:
         names.portals.pop(raw[5:portal_end], None)
         return None
     values = tuple(bind_values(raw, 0, end))
-    formats, _ = _formats(raw, name_end + 1)
+    formats, _ = read_formats(raw, name_end + 1)
     cursor = name_end + 1 + 2 + 2 * len(formats) + 2
     for value in values:
         cursor += 4 + (0 if value is None else len(value))
-    result_formats, _ = _formats(raw, cursor)
+    result_formats, _ = read_formats(raw, cursor)
     portal = LocalPortal(statement, values, formats, result_formats)
     names.portals[raw[5:portal_end]] = portal
     return portal
 
 
-def _formats(raw: bytes, at: int) -> tuple[tuple[int, ...], int]:
+def read_formats(raw: bytes, at: int) -> tuple[tuple[int, ...], int]:
+    """The format codes of a Bind at `at`, and where they end."""
     count = int.from_bytes(raw[at : at + 2], "big")
     end = at + 2 + 2 * count
     return tuple(int.from_bytes(raw[i : i + 2], "big") for i in range(at + 2, end, 2)), end

@@ -61,10 +61,12 @@ from server.prepared import VirtualStatement
 from server.statement_info import Needs, PinReason, QueryInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from server.database import DatabaseState
+    from server.extension.context import SessionInfo
     from server.front_door import Identity
+    from server.observer import BoundPortal, ObservedRun, QueryObserver
     from server.pool.block import Block
 
 
@@ -94,7 +96,7 @@ _LARGE_OBJECT_FUNCTIONS = frozenset({715, 764, 767, 952, 953, 954, 955, 956, 957
 class SessionHost(Protocol):
     """What a session needs of the server."""
 
-    has_query_hooks: bool
+    observer: QueryObserver
     max_message_bytes: int
 
     def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
@@ -102,6 +104,14 @@ class SessionHost(Protocol):
 
     def run_special(self, session: ClientSession, request: bytes, info: QueryInfo | None) -> None:
         """Take over a run that needs work first; sets the session on its way again when done."""
+
+    def run_judged(
+        self, session: ClientSession, request: bytes, answer: Awaitable[bytes | None] | bytes | None
+    ) -> None:
+        """Go on with a simple Query that the hooks changed, answered, or have yet to decide about."""
+
+    def run_after(self, session: ClientSession, pending: Awaitable[None], chunk: bytes) -> None:
+        """Wait for those who must know before the client does, then `end_run`."""
 
     def leave(self, session: ClientSession, backend: BackendConnection | None, reason: str) -> None:
         """The session ended; `backend`, in whatever state, is to be cleaned and given back."""
@@ -127,6 +137,7 @@ class ClientSession(asyncio.Protocol):
         "backend",
         "baseline",
         "block",
+        "bound",
         "channels",
         "connected_at",
         "context",
@@ -138,6 +149,7 @@ class ClientSession(asyncio.Protocol):
         "host",
         "identity",
         "inbox",
+        "info",
         "is_killed",
         "is_materialised",
         "is_skipping",
@@ -146,6 +158,7 @@ class ClientSession(asyncio.Protocol):
         "local_answers",
         "local_names",
         "notifications",
+        "observed",
         "phase",
         "pid",
         "pins",
@@ -153,16 +166,21 @@ class ClientSession(asyncio.Protocol):
         "prepared",
         "protocol_version",
         "query",
+        "received_bytes",
         "reply_started",
         "reported",
         "request",
         "request_info",
+        "run_error",
         "run_is_extended",
         "run_started",
         "secret",
+        "sent_bytes",
         "sequence_backend",
+        "serial",
         "statements",
         "status",
+        "transactions",
         "transport",
         "unnamed",
         "wait_started",
@@ -181,6 +199,7 @@ class ClientSession(asyncio.Protocol):
         reported: dict[str, str],
         defaults: dict[str, str],
         pid: int,
+        serial: int,
         secret: bytes,
         now: float,
     ) -> None:
@@ -195,6 +214,7 @@ class ClientSession(asyncio.Protocol):
         self.reported = reported  # shared with other sessions until it changes; what the client was told
         self.defaults = defaults  # what a backend of this role and database reports without any SET
         self.pid = pid
+        self.serial = serial
         self.secret = secret
         self.phase: Phase = IDLE
         self.status = READY_IDLE
@@ -207,9 +227,13 @@ class ClientSession(asyncio.Protocol):
         self.portals: dict[bytes, QueryInfo] | None = None
         self.unnamed: tuple[bytes, QueryInfo] | None = None
         self.local_names: LocalNames | None = None
-        self.local_answers: dict[int, bytes] | None = None  # of the run in `request`, by offset
+        self.local_answers: dict[int, bytes | PgError] | None = None  # of the run in `request`, by offset
         self.channels: set[str] | None = None
         self.notifications: list[bytes] | None = None
+        self.info: SessionInfo | None = None  # as features see it; made when first asked for
+        self.observed: ObservedRun | None = None
+        self.bound: dict[bytes, BoundPortal] | None = None  # kept only while somebody observes
+        self.run_error: PgError | None = None
         self.request = b""
         self.request_info: QueryInfo | None = None
         self.query = b""
@@ -226,6 +250,9 @@ class ClientSession(asyncio.Protocol):
         self.connected_at = now
         self.last_request_at = now
         self.statements = 0
+        self.transactions = 0
+        self.received_bytes = 0
+        self.sent_bytes = 0
         self._then: Callable[[], None] | None = None
         self._left_in: Phase = IDLE
         self._scanned = 0
@@ -237,9 +264,9 @@ class ClientSession(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop with what the client sent."""
-        self.database.stats.bytes_received += len(data)
+        size = len(data)
+        self.received_bytes += size
         if self.phase is IDLE and not self.inbox and not self._skip_bytes and not self.is_skipping:
-            size = len(data)
             if size > HEADER_BYTES:
                 kind = data[0]
                 if kind == F_QUERY:
@@ -348,11 +375,26 @@ class ClientSession(asyncio.Protocol):
         self.request = request
         self.request_info = info
         self._begin(text)
-        if (not info.is_plain and self.needs_of(info)) or self.host.has_query_hooks or not self.database.is_current:
+        if not self.database.is_current or (not info.is_plain and self.needs_of(info)):
             self.phase = BUSY
             self.host.run_special(self, request, info)
             return
+        if self.host.observer.is_active and self._observe_query(request, info):
+            return
         self.with_backend(self.send_query)
+
+    def _observe_query(self, request: bytes, info: QueryInfo) -> bool:
+        """Ask the hooks. True where they took the statement over, or want to think about it."""
+        try:
+            answer = self.host.observer.before_query(self, request, info)
+        except PgError as error:
+            self.refuse_run(error)
+            return True
+        if answer is request:
+            return False
+        self.phase = BUSY
+        self.host.run_judged(self, request, answer)
+        return True
 
     def _begin(self, text: bytes) -> None:
         self.statements += 1
@@ -369,6 +411,8 @@ class ClientSession(asyncio.Protocol):
             tracker = self.tracker()
             for statement in info.statements:
                 tracker.expect(statement.effects)
+            backend.watch_completions = True
+        if self.observed is not None:
             backend.watch_completions = True
         self.unnamed = None
         backend.unnamed = None
@@ -393,7 +437,7 @@ class ClientSession(asyncio.Protocol):
 
     def _is_special(self, request: bytes) -> bool:
         """Whether a run needs more than rewriting names."""
-        if self.host.has_query_hooks or not self.database.is_current:
+        if self.host.observer.is_active or not self.database.is_current:
             return True
         return bool(self.database.needs_of_run(request, self))
 
@@ -572,7 +616,11 @@ class ClientSession(asyncio.Protocol):
             if reply.error is not None:
                 backend.context = None
                 self.is_tainted = True
-                self.fatal(PgError("08006", f"could not restore the session's settings: {reply.error.message}", severity="FATAL"))
+                self.fatal(
+                    PgError(
+                        "08006", f"could not restore the session's settings: {reply.error.message}", severity="FATAL"
+                    )
+                )
                 return
             self._report_differences(backend)
             if waits and self.phase is BUSY:
@@ -625,15 +673,27 @@ class ClientSession(asyncio.Protocol):
 
     def backend_ready(self, chunk: bytes, status: int) -> None:
         """The run is over."""
+        self.sent_bytes += len(chunk)
         stats = self.database.stats
-        stats.bytes_sent += len(chunk)
         stats.statement_ended(perf_counter() - self.run_started)
-        self.transport.write(chunk)
         self.status = status
+        if self.observed is not None:
+            pending = self.host.observer.after_run(self, self.run_error)
+            self.run_error = None
+            if pending is not None:
+                self.phase = BUSY
+                self.host.run_after(self, pending, chunk)
+                return
+        self.end_run(chunk)
+
+    def end_run(self, chunk: bytes) -> None:
+        """Give the client the last bytes of its run, ReadyForQuery among them, and go on."""
+        self.transport.write(chunk)
+        status = self.status
         if self._skip_bytes:
             self.is_tainted = True  # a CopyData message was cut in half: the backend still waits for its rest
         if status == READY_IDLE:
-            stats.transactions += 1
+            self.transactions += 1
             if self.effects is not None:
                 self.phase = BUSY
                 self.effects.settle(self)
@@ -678,12 +738,16 @@ class ClientSession(asyncio.Protocol):
         """A statement of the run completed."""
         if self.effects is not None:
             self.effects.completed(self, tag)
+        if self.observed is not None:
+            self.observed.completed(tag)
 
     def backend_error(self, error: PgError) -> None:
         """The engine refused; the client gets its words in the chunk that follows."""
         self.database.stats.count_error(error.sqlstate)
         if self.effects is not None:
             self.effects.failed()
+        if self.observed is not None and self.run_error is None:
+            self.run_error = error
         if error.sqlstate == "0A000" and self.run_is_extended:
             self.database.bump_generation()  # a shared statement's result type changed: a fresh Parse gets a fresh one
 
@@ -733,7 +797,7 @@ class ClientSession(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Write to the client."""
-        self.database.stats.bytes_sent += len(data)
+        self.sent_bytes += len(data)
         self.transport.write(data)
 
     def send_ready(self) -> None:
@@ -743,6 +807,10 @@ class ClientSession(asyncio.Protocol):
     def fail_run(self, error: PgError) -> None:
         """Answer the current run with an error, without the engine; the session lives. Only outside a transaction."""
         self.database.stats.count_error(error.sqlstate)
+        if self.observed is not None:
+            pending = self.host.observer.after_run(self, error)
+            if pending is not None:
+                self.host.run_after(self, pending, b"")
         self.send(error.to_error_response())
         if self.request[:1] == b"Q" or self.request[-5:] == SYNC_BYTES:
             self.send_ready()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Protocol
 
 from engine.connection import BackendConnection
@@ -35,6 +36,7 @@ from server.local_statement import LocalPortal, LocalStatement, bind_local
 from server.statement_info import EffectKind, Needs, PinReason, QueryInfo
 
 if TYPE_CHECKING:
+    from server.observer import QueryObserver
     from server.session import ClientSession
 
 _log = logging.getLogger("rustydb.session")
@@ -48,6 +50,8 @@ class SpecialHost(Protocol):
 
     @property
     def console(self) -> AdminConsole: ...
+    @property
+    def observer(self) -> QueryObserver: ...
 
     async def make_way(self, session: ClientSession, databases: tuple[str, ...]) -> None:
         """Close idle backends (and our own connections) in these databases."""
@@ -83,20 +87,64 @@ class SpecialRuns:
             else:
                 await self._extended(session, request)
         except PgError as error:
-            if session.is_open:
-                session.phase = session.idle_phase
-                session.request = request
-                session.refuse_run(error)
+            self._refused(session, request, error)
         except asyncio.CancelledError:
             raise
         except Exception:
             _log.exception("a special run failed")
             session.fatal(PgError("XX000", "internal error of the server; its log has the details"))
 
+    async def judged(
+        self, session: ClientSession, request: bytes, answer: Awaitable[bytes | None] | bytes | None
+    ) -> None:
+        """A simple Query after the hooks: forwarded, rewritten, answered or refused. Never raises."""
+        try:
+            allowed = await answer if isinstance(answer, Awaitable) else answer
+            if not session.is_open:
+                return
+            if allowed is None:
+                pending = self._host.observer.after_run(session, None)
+                if pending is not None:
+                    await pending
+                self._answer(session, b"")
+                return
+            info = session.database.analyse(allowed[5:-1], session.encoding)
+            if session.needs_of(info):
+                await self._query(session, allowed, info)
+            else:
+                self._forward(session, allowed, info)
+        except PgError as error:
+            self._refused(session, request, error)
+
+    async def after(self, session: ClientSession, pending: Awaitable[None], chunk: bytes) -> None:
+        """Those who must know before the client does have been told; then the client. Their failure ends the session."""
+        try:
+            await pending
+        except PgError as error:
+            session.fatal(error)
+            return
+        if session.is_open and chunk:
+            session.end_run(chunk)
+
+    def _refused(self, session: ClientSession, request: bytes, error: PgError) -> None:
+        if session.is_open:
+            session.phase = session.idle_phase
+            session.request = request
+            session.refuse_run(error)
+
     # -- simple protocol -------------------------------------------------------------------------------------------
 
     async def _query(self, session: ClientSession, request: bytes, info: QueryInfo) -> None:
-        needs = info.needs
+        observer = self._host.observer
+        if observer.is_active and session.observed is None:
+            judged = observer.before_query(session, request, info)
+            allowed = await judged if isinstance(judged, Awaitable) else judged
+            if allowed is None:
+                self._answer(session, b"")
+                return
+            if allowed is not request:
+                request, info = allowed, session.database.analyse(allowed[5:-1], session.encoding)
+        needs = session.needs_of(info)
         if needs & Needs.REFUSE and info.refusal is not None:
             raise PgError(*info.refusal)
         if needs & Needs.ADMIN:
@@ -124,6 +172,7 @@ class SpecialRuns:
             session.with_backend(session.send_query)
 
     def _answer(self, session: ClientSession, reply: bytes) -> None:
+        self._host.observer.after_run(session, None)
         if session.is_open:
             session.send(reply)
             session.send_ready()
@@ -251,7 +300,9 @@ class SpecialRuns:
 
     async def _extended(self, session: ClientSession, request: bytes) -> None:
         """Answer the local messages of a run, prepare the rest; forward what is left."""
-        answers: dict[int, bytes] = {}
+        observer = self._host.observer
+        judged = await observer.before_run(session, request) if observer.is_active else {}
+        answers: dict[int, bytes | PgError] = {}
         out: list[bytes] = []
         offset = pos = 0
         needs_engine = False
@@ -259,7 +310,9 @@ class SpecialRuns:
             kind = request[pos]
             end = pos + 1 + length_at(request, pos + 1)[0]
             raw = request[pos:end]
-            answer = await self._local(session, kind, raw)
+            answer: bytes | PgError | None = judged.get(pos)
+            if answer is None:
+                answer = await self._local(session, kind, raw)
             if answer is not None:
                 answers[offset] = answer
             else:
@@ -273,8 +326,9 @@ class SpecialRuns:
             return
         session.phase = session.idle_phase
         session.request = request
-        if not needs_engine:
-            session.send(b"".join(answers.values()))
+        if not needs_engine and not any(isinstance(answer, PgError) for answer in answers.values()):
+            session.send(b"".join(answer for answer in answers.values() if isinstance(answer, bytes)))
+            observer.after_run(session, None)
             if request[-5:] == SYNC_BYTES:
                 session.send_ready()
             session.go_idle()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from server.metrics import DatabaseMetrics
 from server.snapshots import PoolStats
 
 
+class SessionCounts(Protocol):
+    """What a session counts itself."""
+
+    transactions: int
+    received_bytes: int
+    sent_bytes: int
+
+
 class DatabaseTotals:
-    """Since the server started. Times are microseconds."""
+    """Since the server started. Times are microseconds. Bytes and transactions of live sessions are the sessions' own."""
 
     __slots__ = (
         "_count_error",
@@ -56,14 +65,21 @@ class DatabaseTotals:
         self.errors += 1
         self._count_error(sqlstate)
 
-    def snapshot(self, database: str) -> PoolStats:
-        """As SHOW STATS has it."""
+    def add_session(self, session: SessionCounts) -> None:
+        """A session ended: what it counted itself is kept here from now on."""
+        self.transactions += session.transactions
+        self.bytes_received += session.received_bytes
+        self.bytes_sent += session.sent_bytes
+
+    def snapshot(self, database: str, live: Iterable[SessionCounts] = ()) -> PoolStats:
+        """As SHOW STATS has it; `live` are the database's sessions."""
+        sessions = list(live)
         return PoolStats(
             database=database,
-            transactions=self.transactions,
+            transactions=self.transactions + sum(one.transactions for one in sessions),
             statements=self.statements,
-            bytes_received=self.bytes_received,
-            bytes_sent=self.bytes_sent,
+            bytes_received=self.bytes_received + sum(one.received_bytes for one in sessions),
+            bytes_sent=self.bytes_sent + sum(one.sent_bytes for one in sessions),
             transaction_time_us=self.statement_time_us,
             statement_time_us=self.statement_time_us,
             wait_time_us=self.wait_time_us,

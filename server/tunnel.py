@@ -50,7 +50,9 @@ class TunnelSide(asyncio.Protocol):
             self._on_lost()
 
 
-def splice(client: asyncio.Transport, engine: asyncio.Transport, on_lost: Callable[[], None]) -> tuple[TunnelSide, TunnelSide]:
+def splice(
+    client: asyncio.Transport, engine: asyncio.Transport, on_lost: Callable[[], None]
+) -> tuple[TunnelSide, TunnelSide]:
     """Tie two transports together."""
     left, right = TunnelSide(client, on_lost), TunnelSide(engine, on_lost)
     left.peer, right.peer = right, left
@@ -59,9 +61,7 @@ def splice(client: asyncio.Transport, engine: asyncio.Transport, on_lost: Callab
     return left, right
 
 
-async def open_tunnel(
-    client: AuthenticatedClient, address: EngineAddress, credentials: Credentials, pid: int
-) -> None:
+async def open_tunnel(client: AuthenticatedClient, address: EngineAddress, credentials: Credentials, pid: int) -> None:
     """Log in to the engine for replication as the client's role and splice. Raises PgError."""
     identity = client.identity
     backend = await dial(

@@ -68,9 +68,7 @@ class WelcomeBook:
         known = self._known.get(key)
         return None if known is None else self._finish(key, name, known)
 
-    def _finish(
-        self, key: _Key, name: str, known: tuple[dict[str, str], dict[str, str], dict[str, str]]
-    ) -> Welcome:
+    def _finish(self, key: _Key, name: str, known: tuple[dict[str, str], dict[str, str], dict[str, str]]) -> Welcome:
         settings, reported, defaults = known
         if name:
             cleaned = "".join(c if " " <= c <= "~" else "?" for c in name)[:63]
