@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import struct
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from protocol import values
 from protocol.backend_messages import CommandComplete, RowDescription
@@ -20,6 +21,10 @@ from server.extension.grammar import Value
 
 Formats = Sequence[int]
 """Result format codes as in Bind: () all text, (f,) the same for all, else one a column."""
+
+
+Encoding = str | None
+"""Python's name of the client encoding; None for UTF-8."""
 
 
 def expand_formats(formats: Formats, count: int) -> tuple[int, ...]:
@@ -49,16 +54,20 @@ def row_description(columns: Sequence[AdminColumn], formats: Formats = ()) -> by
     return RowDescription(fields).encode()
 
 
-def data_rows(result: AdminResult, columns: Sequence[AdminColumn], formats: Formats = ()) -> list[bytes]:
+def data_rows(
+    result: AdminResult, columns: Sequence[AdminColumn], formats: Formats = (), encoding: Encoding = None
+) -> list[bytes]:
     """One DataRow message a row."""
     codes = expand_formats(formats, len(columns))
-    encoders = [_encoder(column.type_oid, code) for column, code in zip(columns, codes, strict=True)]
+    encoders = [_encoder(column.type_oid, code, encoding) for column, code in zip(columns, codes, strict=True)]
     return [_data_row(row, encoders) for row in result.rows]
 
 
-def rows(result: AdminResult, columns: Sequence[AdminColumn], formats: Formats = ()) -> bytes:
+def rows(
+    result: AdminResult, columns: Sequence[AdminColumn], formats: Formats = (), encoding: Encoding = None
+) -> bytes:
     """All DataRow messages in one piece."""
-    return b"".join(data_rows(result, columns, formats)) if columns else b""
+    return b"".join(data_rows(result, columns, formats, encoding)) if columns else b""
 
 
 def command_complete(bound: BoundCommand, result: AdminResult) -> bytes:
@@ -70,24 +79,26 @@ def notices(result: AdminResult) -> bytes:
     return b"".join(notice.to_notice_response() for notice in result.notices)
 
 
-def simple_reply(bound: BoundCommand, result: AdminResult) -> bytes:
+def simple_reply(bound: BoundCommand, result: AdminResult, encoding: Encoding = None) -> bytes:
     """The whole reply to a simple Query but ReadyForQuery."""
     return b"".join(
         (
             notices(result),
             row_description(bound.columns),
-            rows(result, bound.columns),
+            rows(result, bound.columns, (), encoding),
             command_complete(bound, result),
         )
     )
 
 
-def execute_reply(bound: BoundCommand, result: AdminResult, formats: Formats) -> bytes:
+def execute_reply(bound: BoundCommand, result: AdminResult, formats: Formats, encoding: Encoding = None) -> bytes:
     """The whole reply to an Execute without row limit."""
-    return b"".join((notices(result), rows(result, bound.columns, formats), command_complete(bound, result)))
+    return b"".join((notices(result), rows(result, bound.columns, formats, encoding), command_complete(bound, result)))
 
 
-def decode_parameters(bound: BoundCommand, raw: Sequence[bytes | None], formats: Formats) -> tuple[Value | None, ...]:
+def decode_parameters(
+    bound: BoundCommand, raw: Sequence[bytes | None], formats: Formats, encoding: Encoding = None
+) -> tuple[Value | None, ...]:
     """Values of $1, $2, ... from a Bind. Raises PgError as PostgreSQL would: 08P01, 22P02, 22P03, 22021, 22003."""
     oids = bound.parameter_oids
     if len(raw) != len(oids):
@@ -95,10 +106,13 @@ def decode_parameters(bound: BoundCommand, raw: Sequence[bytes | None], formats:
     if len(formats) not in (0, 1, len(oids)):
         raise PgError("08P01", f"bind message has {len(formats)} parameter formats but {len(oids)} parameters")
     codes = expand_formats(formats, len(oids))
-    return tuple(_decode(value, oid, code) for value, oid, code in zip(raw, oids, codes, strict=True))
+    return tuple(_decode(value, oid, code, encoding) for value, oid, code in zip(raw, oids, codes, strict=True))
 
 
 # Values
+
+_INTEGER_LAYOUTS: Final = {2: "!h", 4: "!i", 8: "!q"}
+_FLOAT_LAYOUTS: Final = {4: "!f", 8: "!d"}
 
 
 def _moment(value: object) -> object:
@@ -107,7 +121,11 @@ def _moment(value: object) -> object:
     return value
 
 
-def _encoder(type_oid: int, code: int) -> Callable[[object], bytes | None]:
+def _encoder(type_oid: int, code: int, encoding: Encoding) -> Callable[[object], bytes | None]:
+    if type_oid == ColumnType.TEXT and encoding is not None:
+        # Its binary form is the same. What the client cannot write is shown as a question mark: it reads, it does not
+        # store.
+        return lambda value: None if value is None else str(value).encode(encoding, "replace")
     convert: Callable[[object], object] = _identity
     if type_oid == ColumnType.TIMESTAMPTZ:
         convert = _moment
@@ -139,16 +157,18 @@ def _data_row(row: Sequence[object], encoders: Sequence[Callable[[object], bytes
     return b"D" + struct.pack("!i", len(body) + 4) + body
 
 
-def _decode(value: bytes | None, oid: int, code: int) -> Value | None:
+def _decode(value: bytes | None, oid: int, code: int, encoding: Encoding) -> Value | None:
     if value is None:
         return None
     if code and oid in (INT8_OID, FLOAT8_OID):
-        if len(value) != 8:
+        # A client may have declared a narrower type in Parse (psycopg sends 5 as int2): the width says which.
+        layout = (_INTEGER_LAYOUTS if oid == INT8_OID else _FLOAT_LAYOUTS).get(len(value))
+        if layout is None:
             raise PgError("22P03", "incorrect binary data format in bind parameter")
-        decoded: int | float = struct.unpack("!q" if oid == INT8_OID else "!d", value)[0]
+        decoded: int | float = struct.unpack(layout, value)[0]
         return decoded
     try:
-        text = value.decode()
+        text = value.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
         raise PgError("22021", 'invalid byte sequence for encoding "UTF8"') from error
     if oid == INT8_OID:

@@ -113,6 +113,8 @@ def test_a_reply_is_notices_description_rows_and_tag() -> None:
         ((b" -7 ", None, None), (0,), (-7, None, None)),
         ((struct.pack("!q", 9), b"a", struct.pack("!d", 2.5)), (1,), (9, "a", 2.5)),
         ((struct.pack("!q", 9), b"a", b"3"), (1, 0, 0), (9, "a", 3.0)),
+        ((struct.pack("!h", -9), b"a", struct.pack("!f", 0.5)), (1, 0, 1), (-9, "a", 0.5)),
+        ((struct.pack("!i", -9), b"a", b"3"), (1, 0, 0), (-9, "a", 3.0)),
     ],
 )
 def test_parameters_are_decoded(
@@ -134,7 +136,7 @@ def test_parameters_are_decoded(
         ((b"9" * 5000, b"a", b"1"), (), "22003"),
         ((b"9223372036854775808", b"a", b"1"), (), "22003"),
         ((b"1", b"\xff", b"1"), (), "22021"),
-        ((b"1234", b"a", b"1"), (1,), "22P03"),
+        ((b"123", b"a", b"1"), (1,), "22P03"),
         ((b"1", b"a"), (), "08P01"),
         ((b"1", b"a", b"1"), (0, 0), "08P01"),
     ],
@@ -145,3 +147,10 @@ def test_parameters_that_cannot_be_are_refused(
     with pytest.raises(PgError) as caught:
         encode.decode_parameters(bind("MARK $1 AS $2 BY $3"), raw, formats)
     assert caught.value.sqlstate == sqlstate
+
+
+def test_texts_are_in_the_clients_encoding() -> None:
+    result = AdminResult([("ä€",)])
+    (message,) = encode.data_rows(result, (AdminColumn("a"),), (), "latin-1")
+    assert DataRow.decode(body(message)).values == (b"\xe4?",)
+    assert encode.decode_parameters(bind("MARK $1 AS $2"), (b"1", b"\xe4"), (), "latin-1") == (1, "ä")
