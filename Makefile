@@ -57,6 +57,7 @@ fmt: dev-environment ## Format the code and mend what the linter can
 .PHONY: docs
 docs: dev-environment ## Write the generated parts of docs/ and deploy/ again
 	$(BIN)/python tools/gen_docs.py
+	$(BIN)/python tools/gen_protocol_docs.py
 
 .PHONY: bench
 bench: dev-environment ## Measure the bare engine, PgBouncer (if installed) and RustyDB side by side
