@@ -41,9 +41,13 @@ class Trace:
 
 
 class Codec(ABC, Generic[T]):
-    """One kind of field. `min_size` is the least number of bytes it takes: counts are checked against it."""
+    """One kind of field. `min_size` is the least number of bytes it takes: counts are checked against it.
+
+    `wire_type` says what it is on the wire, in the words of PostgreSQL's documentation.
+    """
 
     min_size: int = 0
+    wire_type: str = ""
 
     @abstractmethod
     def read(self, cursor: ReadCursor) -> T:
@@ -70,6 +74,7 @@ class Integer(Codec[int]):
         self._layout: struct.Struct = INTEGERS[size, signed]
         self._low, self._high = (-(1 << 8 * size - 1), (1 << 8 * size - 1) - 1) if signed else (0, (1 << 8 * size) - 1)
         self._volatile = volatile
+        self.wire_type = f"Int{8 * size}"
 
     def read(self, cursor: ReadCursor) -> int:
         return cursor.integer(self._layout)
@@ -91,6 +96,7 @@ class EnumByte(Codec[E]):
     """One byte out of an enum."""
 
     min_size = 1
+    wire_type = "Byte1"
 
     def __init__(self, enum: type[E], complaint: str) -> None:
         self._enum = enum
@@ -117,6 +123,7 @@ class Byte(Codec[int]):
     """One byte, any. PQtrace prints COPY's overall format this way."""
 
     min_size = 1
+    wire_type = "Int8"
 
     def read(self, cursor: ReadCursor) -> int:
         return cursor.byte()
@@ -135,6 +142,7 @@ class Text(Codec[str]):
     """A C string."""
 
     min_size = 1
+    wire_type = "String"
 
     def __init__(self, *, secret: bool = False) -> None:
         self._secret = secret
@@ -160,6 +168,7 @@ class Rest(Codec[bytes]):
     ) -> None:
         self.min_size = low
         self._high = high
+        self.wire_type = f"Byte{low}" if low == high else f"Byte{low}..{high}" if high is not None else "Byten"
         self._secret = secret
         self._complaint = complaint
 
@@ -190,6 +199,7 @@ class Value(Codec["bytes | None"]):
     """An Int32 length and that many bytes, or length -1 for NULL."""
 
     min_size = 4
+    wire_type = "Int32 length, Byten"
 
     def __init__(self, *, secret: bool = False) -> None:
         self._secret = secret
@@ -223,6 +233,7 @@ class Counted(Codec["tuple[T, ...]"]):
         self.min_size = size
         self._item = item
         self._count = INTEGERS[size, size == 4]
+        self.wire_type = f"Int{8 * size} count, each {item.wire_type}"
 
     def read(self, cursor: ReadCursor) -> tuple[T, ...]:
         count = cursor.integer(self._count)
@@ -248,6 +259,7 @@ class TextList(Codec["tuple[str, ...]"]):
     """C strings, ended by an empty one: SASL mechanisms."""
 
     min_size = 1
+    wire_type = "String each, Byte1 zero"
 
     def read(self, cursor: ReadCursor) -> tuple[str, ...]:
         items: list[str] = []
@@ -273,6 +285,7 @@ class Parameters(Codec["dict[str, str]"]):
     """Names and values, ended by an empty name: the startup parameters. A name given twice keeps its last value."""
 
     min_size = 1
+    wire_type = "String name and String value each, Byte1 zero"
 
     def read(self, cursor: ReadCursor) -> dict[str, str]:
         parameters: dict[str, str] = {}
@@ -300,6 +313,7 @@ class ErrorFieldList(Codec["tuple[tuple[str, str], ...]"]):
     """The fields of ErrorResponse and NoticeResponse: letter and text, ended by a zero byte."""
 
     min_size = 1
+    wire_type = "Byte1 letter and String each, Byte1 zero"
 
     def read(self, cursor: ReadCursor) -> tuple[tuple[str, str], ...]:
         return unpack_error_fields(cursor.rest())
@@ -326,6 +340,7 @@ class Nested(Codec[T]):
         self.min_size = sum(codec.min_size for _, codec in fields)
         self._make = make
         self._fields = fields
+        self.wire_type = "(" + ", ".join(f"{codec.wire_type} {name}" for name, codec in fields) + ")"
 
     def read(self, cursor: ReadCursor) -> T:
         return self._make(*[codec.read(cursor) for _, codec in self._fields])

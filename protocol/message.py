@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
 
 from protocol.buffer import ReadCursor, WriteBuffer
-from protocol.codes import MAX_LARGE_MESSAGE_LENGTH, MAX_STARTUP_PACKET_LENGTH, Direction
+from protocol.codes import LENGTH_BYTES, MAX_LARGE_MESSAGE_LENGTH, MAX_STARTUP_PACKET_LENGTH, Direction
 from protocol.errors import RemoteProtocolError
 from protocol.fields import Codec, Nested, Trace
 
@@ -94,7 +94,7 @@ def message(
 @dataclass_transform(frozen_default=True)
 def startup_packet(*, prefix: int | None = None) -> Callable[[type[M]], type[M]]:
     """Declare a packet without a type byte, which only the very start of a connection may hold."""
-    return message(None, Direction.FRONTEND, prefix=prefix, limit=MAX_STARTUP_PACKET_LENGTH)
+    return message(None, Direction.FRONTEND, prefix=prefix, limit=MAX_STARTUP_PACKET_LENGTH + LENGTH_BYTES)
 
 
 @dataclass_transform(frozen_default=True)
