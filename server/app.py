@@ -211,7 +211,7 @@ class RustyServer:
         """The engine accepts connections."""
         self._is_engine_up = True
         self.bus.publish(
-            EngineStarted(info.version, info.version_num, info.system_identifier, info.epoch, 0, time.time())
+            EngineStarted(info.version, info.version_num, str(info.system_identifier), info.epoch, 0, time.time())
         )
 
     def engine_lost(self, reason: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from server.session import ClientSession, Phase
+from server.session import ClientSession
+from server.session_state import Phase
 from server.snapshots import BackendSnapshot, PoolSnapshot, PoolStats, SessionSnapshot
 
 if TYPE_CHECKING:

@@ -10,17 +10,13 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine.catalog import DatabaseCatalog
-from engine.catalog_reader import read_catalog
+from engine.catalog import CatalogLoader, DatabaseCatalog
 from protocol.scan import F_BIND, F_CLOSE, F_DESCRIBE, F_EXECUTE, F_PARSE, length_at
 from server.prepared import StatementRegistry
 from server.statement_info import Needs, QueryInfo
 from server.totals import DatabaseTotals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from engine.control import EngineControl
     from server.context import ContextRegistry
     from server.session import ClientSession
     from server.statement import Analyzer
@@ -39,8 +35,7 @@ class DatabaseState:
         *,
         contexts: ContextRegistry,
         analyzer: Analyzer,
-        control: EngineControl,
-        spawn: Callable[[Coroutine[object, object, None], str], object],
+        reader: CatalogLoader,
         stats: DatabaseTotals,
         max_prepared_statements: int,
     ) -> None:
@@ -56,8 +51,7 @@ class DatabaseState:
         self.plain_info = QueryInfo(statements=(), is_plain=True)
         self.sequence_readers: set[str] = set()  # roles that call currval or lastval here
         self._analyzer = analyzer
-        self._control = control
-        self._spawn = spawn
+        self._reader = reader
         self._loading: asyncio.Task[None] | None = None
 
     @property
@@ -84,10 +78,7 @@ class DatabaseState:
 
     async def _load(self) -> None:
         while not self.catalog.is_current:
-            generation = self.catalog.generation
-            snapshot = await read_catalog(self._control, self.name)
-            if self.catalog.generation == generation:
-                self.catalog.install(snapshot)
+            await self.catalog.load(self._reader)
         self.parses.clear()
 
     def analyse(self, text: bytes, encoding: str | None) -> QueryInfo:

@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine import connect
+from engine.catalog_load import CatalogReader
 from engine.connection import BackendConnection
 from protocol.errors import PgError
 from protocol.scan import READY_IDLE, message
@@ -32,7 +33,9 @@ from server.observer import QueryObserver, session_info
 from server.pool.pool import Pool
 from server.pool.seat import Seat
 from server.pool.settings import PoolKey, PoolSettings
-from server.session import ClientSession, Phase
+from server.routine_facts import read_routine
+from server.session import ClientSession
+from server.session_state import Phase
 from server.special import SpecialRuns
 from server.statement import Analyzer
 from server.statement_info import EffectKind, QueryInfo
@@ -94,6 +97,7 @@ class SessionHub:
         self.is_draining = False
         self.on_roles_changed: list[Callable[[], None]] = []
         self._analyzer = Analyzer(console.match, max_entries=config.session.analysis_cache_entries)
+        self._reader = CatalogReader(cluster.control, read_routine)
         self._special = SpecialRuns(self)
         self._welcomes = WelcomeBook(self.contexts)
         self._listeners: dict[str, ListenHub] = {}
@@ -390,8 +394,7 @@ class SessionHub:
                 name,
                 contexts=self.contexts,
                 analyzer=self._analyzer,
-                control=self.cluster.control,
-                spawn=self._spawn,
+                reader=self._reader,
                 stats=totals,
                 max_prepared_statements=self.config.session.max_prepared_statements,
             )

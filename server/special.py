@@ -33,6 +33,7 @@ from server.admin.console import AdminConsole, BoundCommand
 from server.extended import HiddenRun
 from server.extension.commands import AdminCaller, AdminResult
 from server.local_statement import LocalPortal, LocalStatement, bind_local
+from server.session_state import BUSY, IDLE
 from server.statement_info import EffectKind, Needs, PinReason, QueryInfo
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class SpecialRuns:
 
     def _refused(self, session: ClientSession, request: bytes, error: PgError) -> None:
         if session.is_open:
-            session.phase = session.idle_phase
+            session.phase = IDLE
             session.request = request
             session.refuse_run(error)
 
@@ -166,7 +167,7 @@ class SpecialRuns:
 
     def _forward(self, session: ClientSession, request: bytes, info: QueryInfo) -> None:
         if session.is_open:
-            session.phase = session.idle_phase
+            session.phase = IDLE
             session.request = request
             session.request_info = info
             session.with_backend(session.send_query)
@@ -286,11 +287,11 @@ class SpecialRuns:
             if not future.done():
                 future.set_result(None)
 
-        session.phase = session.idle_phase
+        session.phase = IDLE
         session.with_backend(ready)
         await future
         if session.is_open:
-            session.phase = session.busy_phase
+            session.phase = BUSY
         backend = session.backend
         if backend is None:
             raise PgError("08006", "connection to the database engine was lost")
@@ -324,7 +325,7 @@ class SpecialRuns:
             pos = end
         if not session.is_open:
             return
-        session.phase = session.idle_phase
+        session.phase = IDLE
         session.request = request
         if not needs_engine and not any(isinstance(answer, PgError) for answer in answers.values()):
             session.send(b"".join(answer for answer in answers.values() if isinstance(answer, bytes)))
