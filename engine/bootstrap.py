@@ -178,7 +178,9 @@ async def run(
         )
     if database != CONTROL_DATABASE:
         await control.close_database(database)
-    if not await _has_control_schema(control):
+    # A predefined role that was dropped comes back without its grants.
+    is_role_new = any(role not in facts.roles for role in PREDEFINED_ROLES)
+    if is_role_new or not await _has_control_schema(control):
         await _make_control_schema(control)
     password_file = await _set_password(control, layout, frontend, facts, password, scram_iterations)
     return BootstrapResult(password_file=password_file, is_first_start=is_first_start)

@@ -6,6 +6,8 @@ interrupted leaves nothing that looks like a cluster.
 
 from __future__ import annotations
 
+import ctypes
+import locale
 import logging
 import os
 import subprocess
@@ -27,8 +29,13 @@ def is_initialized(layout: DataLayout) -> bool:
     return (layout.pgdata / "PG_VERSION").exists()
 
 
-def initialize(layout: DataLayout, programs: Programs, user: OsUser, identity: EngineIdentity) -> None:
-    """Make the cluster. Raises EngineStartError, DataDirectoryFull or EngineUserError, each with what to do."""
+def initialize(
+    layout: DataLayout, programs: Programs, user: OsUser, identity: EngineIdentity, *, is_durable: bool = True
+) -> None:
+    """Make the cluster. Raises EngineStartError, DataDirectoryFull or EngineUserError, each with what to do.
+
+    A cluster that will run with `fsync = off` need not be `is_durable` at its birth either.
+    """
     if layout.pgdata.exists() and any(layout.pgdata.iterdir()):
         raise EngineStartError(
             f'"{layout.pgdata}" is neither empty nor a database cluster',
@@ -48,19 +55,14 @@ def initialize(layout: DataLayout, programs: Programs, user: OsUser, identity: E
         *identity.prefix,
         str(programs.initdb),
         f"--pgdata={target}",
-        "--encoding=UTF8",
-        "--locale-provider=builtin",
-        "--builtin-locale=C.UTF-8",
-        "--locale=C",
-        "--auth=peer",
         f"--username={INTERNAL_ROLE}",
+        "--encoding=UTF8",
+        *_locale_options(programs.major),
+        "--auth=peer",
         "--data-checksums",
         "--no-instructions",
+        *([] if is_durable else ["--no-sync"]),
     ]
-    if programs.major < 17:
-        # The built-in provider came with PostgreSQL 17; C.UTF-8 of the C library sorts and classifies alike.
-        command = [part for part in command if "builtin" not in part and part != "--locale=C"]
-        command += ["--locale-provider=libc", "--locale=C.UTF-8"]
     try:
         _run_as(user, command, identity.environment)
         _run_as(user, ["mv", "-T", "--", str(target), str(layout.pgdata)])
@@ -68,6 +70,28 @@ def initialize(layout: DataLayout, programs: Programs, user: OsUser, identity: E
         if _NO_SPACE in (error.detail or ""):
             raise disk_full(layout.data_dir, error.detail) from error
         raise
+
+
+def _locale_options(major: int) -> list[str]:
+    """One sort order everywhere and for ever: by code point, whatever the machine's C library is upgraded to."""
+    if major < 17:
+        # The built-in provider came with PostgreSQL 17; C.UTF-8 of the C library sorts and classifies alike.
+        return ["--locale-provider=libc", "--locale=C.UTF-8"]
+    return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", f"--lc-ctype={_character_locale()}"]
+
+
+def _character_locale() -> str:
+    """What LC_CTYPE is: pg_trgm and others ask the C library what is a letter, and in "C" only ASCII's are."""
+    library = ctypes.CDLL(None)
+    library.newlocale.restype = ctypes.c_void_p
+    library.newlocale.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+    library.freelocale.argtypes = (ctypes.c_void_p,)
+    for name in ("C.UTF-8", "en_US.UTF-8"):
+        made = library.newlocale(1 << locale.LC_CTYPE, name.encode(), None)
+        if made:
+            library.freelocale(made)
+            return name
+    return "C"
 
 
 def _run_as(user: OsUser, command: list[str], environment: dict[str, str] | None = None) -> None:

@@ -180,7 +180,8 @@ def prepare(options: EmbeddedOptions) -> PreparedEngine:
         programs = find_programs(options.bin_dir, layout, users.engine)
         identity = identify(users.frontend, layout)
         if not initialize.is_initialized(layout):
-            initialize.initialize(layout, programs, users.engine, identity)
+            is_durable = options.settings.get("fsync", "on").lower() not in ("off", "false", "no", "0")
+            initialize.initialize(layout, programs, users.engine, identity, is_durable=is_durable)
         check_data_version(layout, programs)
         prepared = PreparedEngine(
             layout=layout,
