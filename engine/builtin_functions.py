@@ -37,6 +37,12 @@ RUNS_QUERY_TEXT = frozenset(
         "query_to_xml_and_xmlschema",
         "cursor_to_xml",
         "cursor_to_xmlschema",
+        "table_to_xml",
+        "table_to_xml_and_xmlschema",
+        "schema_to_xml",
+        "schema_to_xml_and_xmlschema",
+        "database_to_xml",
+        "database_to_xml_and_xmlschema",
         "ts_stat",
         "ts_rewrite",
         "crosstab",
@@ -47,11 +53,11 @@ RUNS_QUERY_TEXT = frozenset(
         "xpath_table",
     }
 )
-"""Execute a text, whatever their volatility says."""
+"""Execute a text, or read whatever relation they are told to, whatever their volatility says."""
 
 _TIME_CHANCE_IDENTITY = """
 clock_timestamp timeofday random random_normal gen_random_uuid uuidv4 uuidv7 pg_sleep pg_sleep_for pg_sleep_until
-txid_current pg_current_xact_id pg_trigger_depth
+current_query array_sample array_shuffle system bernoulli
 """
 
 # Their session part (currval, lastval) is followed by statement analysis.
@@ -67,7 +73,7 @@ pg_replication_origin_xact_setup pg_replication_origin_xact_reset
 _READ_ONLY = """
 pg_relation_size pg_table_size pg_indexes_size pg_total_relation_size pg_database_size pg_tablespace_size
 pg_ls_dir pg_ls_logdir pg_ls_waldir pg_ls_tmpdir pg_ls_archive_statusdir pg_ls_summariesdir pg_ls_logicalmapdir
-pg_ls_logicalsnapdir pg_ls_replslotdir pg_read_file pg_read_file_old pg_read_binary_file pg_stat_file pg_current_logfile
+pg_ls_logicalsnapdir pg_ls_replslotdir pg_read_file pg_read_binary_file pg_stat_file pg_current_logfile
 pg_control_system pg_control_checkpoint pg_control_recovery pg_control_init pg_hba_file_rules pg_ident_file_mappings
 pg_show_all_file_settings pg_config pg_blocking_pids pg_safe_snapshot_blocking_pids pg_isolation_test_session_is_blocked
 pg_lock_status pg_prepared_xact pg_get_backend_memory_contexts pg_get_shmem_allocations pg_get_shmem_allocations_numa
@@ -80,10 +86,17 @@ pg_get_multixact_members pg_tablespace_databases pg_stat_get_activity pg_stat_ge
 pg_mcv_list_items pg_stat_get_wal_receiver pg_stat_get_recovery_prefetch pg_stat_get_subscription pg_stat_have_stats
 pg_get_loaded_modules pg_collation_actual_version pg_database_collation_actual_version pg_timezone_names
 pg_numa_available pg_stat_get_wal_senders pg_stat_get_io pg_stat_get_backend_io pg_stat_get_backend_wal
-currtid2 pg_get_publication_tables pg_sequence_parameters pg_options_to_table
+pg_stat_get_xact_blocks_fetched pg_stat_get_xact_blocks_hit pg_stat_get_xact_function_calls
+pg_stat_get_xact_function_self_time pg_stat_get_xact_function_total_time pg_stat_get_xact_numscans
+pg_stat_get_xact_tuples_deleted pg_stat_get_xact_tuples_fetched pg_stat_get_xact_tuples_hot_updated
+pg_stat_get_xact_tuples_inserted pg_stat_get_xact_tuples_newpage_updated pg_stat_get_xact_tuples_returned
+pg_stat_get_xact_tuples_updated pg_xact_status txid_status pg_partition_tree pg_partition_ancestors pg_jit_available
+pg_get_wal_resource_managers pg_replication_origin_session_is_setup pg_replication_origin_session_progress
+pg_logical_slot_peek_changes pg_logical_slot_peek_binary_changes amvalidate
 """
 
 _ACT_ON_THE_CLUSTER = """
+pg_logical_slot_get_changes pg_logical_slot_get_binary_changes
 pg_cancel_backend pg_terminate_backend pg_log_backend_memory_contexts pg_reload_conf pg_rotate_logfile pg_switch_wal
 pg_create_restore_point pg_promote pg_wal_replay_pause pg_wal_replay_resume pg_log_standby_snapshot
 pg_logical_emit_message pg_drop_replication_slot pg_replication_slot_advance pg_replication_origin_create

@@ -12,9 +12,9 @@ connection. It knows nothing of parsing: the reader of routine bodies is handed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from engine.builtin_functions import PRECISE_STATE_FUNCTIONS
 
@@ -23,45 +23,42 @@ Name = tuple[str, str]
 
 Info = TypeVar("Info")
 
+
+class CatalogLoader(Protocol):
+    """Reads a database's catalog: `engine.catalog_load.CatalogReader`."""
+
+    async def read(self, database: str) -> CatalogSnapshot: ...
+
+
 _SYSTEM_SCHEMAS = frozenset({"pg_catalog", "information_schema"})
 _NO_NAMES: frozenset[Name] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class RoutineSource:
-    """One user-defined routine as the catalog has it. `definition` is its whole CREATE text, "" where it has none."""
+class Named(Protocol):
+    """Names that a statement or a routine mentions; `attributes` are the last names of `a.b`, which may be a call
+    b(a).
+    """
 
-    oid: int
-    schema: str
-    name: str
-    language: str
-    kind: str  # pg_proc.prokind
-    extension: str
-    source: str
-    definition: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoutineFacts:
-    """What a routine's body mentions; `is_unproved` where the body alone already shows or hides a lasting effect."""
-
-    is_unproved: bool
-    functions: frozenset[Name] = _NO_NAMES
-    relations_read: frozenset[Name] = _NO_NAMES
-    relations_written: frozenset[Name] = _NO_NAMES
-    operators: frozenset[Name] = _NO_NAMES
-    types: frozenset[Name] = _NO_NAMES
-    attributes: frozenset[str] = frozenset()
-
-
-RoutineReader = Callable[[RoutineSource], RoutineFacts]
+    @property
+    def functions(self) -> Set[Name]: ...
+    @property
+    def relations_read(self) -> Set[Name]: ...
+    @property
+    def relations_written(self) -> Set[Name]: ...
+    @property
+    def operators(self) -> Set[Name]: ...
+    @property
+    def types(self) -> Set[Name]: ...
+    @property
+    def attributes(self) -> Set[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogSnapshot:
-    """One reading of the catalog. Names are matched without their schema where a statement gives none."""
+    """One reading of the catalog. Names are matched in any schema where a statement gives none."""
 
-    proved_functions: frozenset[str] = frozenset()  # every function of that name, in whatever schema, is proved
+    proved_names: frozenset[str] = frozenset()  # every function of that name, in whatever schema, is proved
+    proved_functions: frozenset[Name] = _NO_NAMES  # user-defined ones
     unproved_functions: frozenset[Name] = _NO_NAMES  # user-defined ones
     unproved_reads: frozenset[Name] = _NO_NAMES
     unproved_writes: frozenset[Name] = _NO_NAMES
@@ -71,6 +68,33 @@ class CatalogSnapshot:
     sequence_functions: frozenset[Name] = _NO_NAMES
     unproved_anywhere: bool = False  # an unproved cast, comparison or operator class: any expression may run it
     unproved_ddl: bool = False  # an event trigger
+
+    def may_hide_state(self, named: Named, *, is_ddl: bool = False) -> bool:
+        """Whether running something that names these may set lasting session state unseen."""
+        return (
+            any(self.is_unproved_function(name) for name in named.functions)
+            or self.unproved_anywhere
+            or (is_ddl and self.unproved_ddl)
+            or overlaps(named.relations_read, self.unproved_reads)
+            or overlaps(named.relations_written, self.unproved_writes)
+            or overlaps(named.types, self.unproved_types)
+            or any(name in self.unproved_operators for _, name in named.operators)
+            or (bool(named.attributes) and any(name in named.attributes for _, name in self.unproved_functions))
+        )
+
+    def is_unproved_function(self, name: Name) -> bool:
+        """Whether a call of `name` may hide state. PRECISE_STATE_FUNCTIONS hide nothing: their effects are known."""
+        function = name[1]
+        if function in self.proved_names:
+            return False
+        if name[0] == "":
+            if any(function == unproved for _, unproved in self.unproved_functions):
+                return True
+        elif name in self.proved_functions:
+            return False
+        elif name in self.unproved_functions:
+            return True
+        return not is_precise(name)
 
 
 class DatabaseCatalog(Generic[Info]):
@@ -121,6 +145,13 @@ class DatabaseCatalog(Generic[Info]):
         self.is_current = False
         self._forget()
 
+    async def load(self, loader: CatalogLoader) -> None:
+        """Read the catalog again. Changes that come about meanwhile leave it not current; call again then."""
+        generation = self.generation
+        snapshot = await loader.read(self.database)
+        if generation == self.generation:
+            self.install(snapshot)
+
     def install(self, snapshot: CatalogSnapshot) -> None:
         """Take a new reading into use."""
         self._snapshot = snapshot
@@ -133,61 +164,34 @@ class DatabaseCatalog(Generic[Info]):
         self.templates.clear()
         self._cached_bytes = 0
 
-    def may_hide_state(
-        self,
-        functions: Set[Name] = _NO_NAMES,
-        relations_read: Set[Name] = _NO_NAMES,
-        relations_written: Set[Name] = _NO_NAMES,
-        *,
-        operators: Set[Name] = _NO_NAMES,
-        types: Set[Name] = _NO_NAMES,
-        attributes: Set[str] = frozenset(),
-        is_ddl: bool = False,
-    ) -> bool:
-        """Whether a statement with these names may set session state that neither its text nor the engine's messages
-        show.
-        """
-        snapshot = self._snapshot
-        if functions and any(self.is_unproved_function(name) for name in functions):
-            return True
-        if not self.is_current:
-            return is_ddl or any(schema not in _SYSTEM_SCHEMAS for schema, _ in relations_read | relations_written)
+    def may_hide_state(self, named: Named, *, is_ddl: bool = False) -> bool:
+        """Whether a statement with these names may set session state that neither its text nor the engine shows."""
+        if self.is_current:
+            return self._snapshot.may_hide_state(named, is_ddl=is_ddl)
+        relations = named.relations_read | named.relations_written
         return (
-            snapshot.unproved_anywhere
-            or (is_ddl and snapshot.unproved_ddl)
-            or _overlaps(relations_read, snapshot.unproved_reads)
-            or _overlaps(relations_written, snapshot.unproved_writes)
-            or _overlaps(types, snapshot.unproved_types)
-            or any(name in snapshot.unproved_operators for _, name in operators)
-            or (bool(attributes) and any(name in attributes for _, name in snapshot.unproved_functions))
+            is_ddl
+            or any(not is_precise(name) for name in named.functions)
+            or any(schema not in _SYSTEM_SCHEMAS for schema, _ in relations)
         )
 
-    def is_unproved_function(self, name: Name) -> bool:
-        """Whether a call of `name` may hide state. Direct calls in PRECISE_STATE_FUNCTIONS hide nothing: their
-        effects are known.
+    def advances_sequence(self, relations: Set[Name]) -> bool:
+        """Whether an INSERT into `relations` may call nextval."""
+        return overlaps(relations, self._snapshot.sequence_relations) if self.is_current else bool(relations)
+
+    def calls_sequence(self, functions: Set[Name]) -> bool:
+        """Whether a call of `functions` may call nextval in its body. Hidden state says so too, where nothing is
+        proved.
         """
-        schema, function = name
-        if not self.is_current:
-            return not (schema in ("", "pg_catalog") and function in PRECISE_STATE_FUNCTIONS)
-        snapshot = self._snapshot
-        if function in snapshot.proved_functions:
-            return False
-        if schema == "":
-            if any(function == unproved for _, unproved in snapshot.unproved_functions):
-                return True
-        elif name in snapshot.unproved_functions:
-            return True
-        return not (schema in ("", "pg_catalog") and function in PRECISE_STATE_FUNCTIONS)
-
-    def advances_sequence(self, relations: Set[Name], functions: Set[Name] = _NO_NAMES) -> bool:
-        """Whether an INSERT into `relations` or a call of `functions` may call nextval."""
-        if not self.is_current:
-            return bool(relations)
-        snapshot = self._snapshot
-        return _overlaps(relations, snapshot.sequence_relations) or _overlaps(functions, snapshot.sequence_functions)
+        return self.is_current and overlaps(functions, self._snapshot.sequence_functions)
 
 
-def _overlaps(names: Set[Name], known: frozenset[Name]) -> bool:
+def is_precise(name: Name) -> bool:
+    """Whether `name` is a function of PostgreSQL whose effects statement analysis knows from the call."""
+    return name[1] in PRECISE_STATE_FUNCTIONS and name[0] in ("", "pg_catalog")
+
+
+def overlaps(names: Set[Name], known: frozenset[Name]) -> bool:
     """Whether one of `names` may be one of `known`; a name without a schema may be in any."""
     if not known or not names:
         return False

@@ -16,7 +16,8 @@ from server.statement_facts import Mentions, Name
 FunctionCalls = list[Node]
 
 _WRITERS = frozenset({"InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
-_OPERATOR_NODES = frozenset({"A_Expr", "SubLink"})
+_LEAVES = frozenset({"A_Const", "String", "Integer", "Float", "Boolean", "ParamRef", "A_Star", "SQLValueFunction"})
+_NAME_LISTS = frozenset({"fields", "funcname", "names", "name", "colnames"})  # of String nodes, read where they stand
 _NO_NAMES: frozenset[str] = frozenset()
 
 
@@ -48,27 +49,31 @@ def walk(tree: Node, mentions: Mentions) -> FunctionCalls:
     while stack:
         node, ctes = stack.pop()
         if type(node) is list:
-            stack.extend([(item, ctes) for item in node])
+            for item in node:
+                if type(item) is dict and not item.keys() <= _LEAVES:
+                    stack.append((item, ctes))
             continue
         with_clause = node.get("withClause")
         if with_clause is not None:
             ctes = _enter_with(with_clause, ctes, stack)
-        elif "relname" in node and (node.get("schemaname") or node["relname"] not in ctes):
-            mentions.relations_read.add(relation_name(node))
+        elif "relname" in node:
+            if node.get("schemaname") or node["relname"] not in ctes:
+                mentions.relations_read.add(relation_name(node))
         elif "names" in node and "typemod" in node:
             mentions.types.add(qualified(node["names"]))
         for key, value in node.items():
             kind = type(value)
-            if kind is dict:
+            if kind is list:
+                if key not in _NAME_LISTS:
+                    stack.append((value, ctes))
+            elif kind is dict and key not in _LEAVES:
                 visit = _VISITORS.get(key)
                 if visit is not None:
                     visit(value, mentions)
-                    if key == "FuncCall":
+                    if key == "FuncCall" or key == "funccall":
                         calls.append(value)
                 if key != "withClause":
                     stack.append((value, ctes))
-            elif kind is list:
-                stack.append((value, ctes))
     return calls
 
 
