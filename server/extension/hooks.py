@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from protocol.errors import PgError
 from server.extension.context import QueryContext, QueryView, SessionInfo
 from server.extension.events import QueryFinished, Verdict
+from server.extension.facts import fact
 from server.extension.failure import FailurePolicy, FailureReporter
 from server.extension.transactions import CommitParticipant
 
@@ -123,7 +124,7 @@ class HookEntry:
     on_error: FailurePolicy
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Judgement:
     """What all before_query hooks together decided: `decision`, and which hook made it ("" for nobody)."""
 
