@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.target import Target
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 
 async def connect(target: Target, **options: Any) -> Any:

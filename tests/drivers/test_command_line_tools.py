@@ -17,7 +17,7 @@ from tests.support.binaries import engine_program
 from tests.support.target import Target
 from tests.support.wire_client import WireClient
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 SCHEMA = """
 CREATE SCHEMA shop;

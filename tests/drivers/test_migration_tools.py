@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.target import Target
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 DJANGO_SETTINGS = """
 SECRET_KEY = "test"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.target import Target
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 MODULES_VARIABLE = "RUSTYDB_TEST_NODE_MODULES"
 SCRIPT = r"""

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 from tests.support.target import Target
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 VALUES: list[Any] = [
     1,

@@ -13,7 +13,7 @@ from tests.support.target import Target
 psycopg2 = pytest.importorskip("psycopg2", reason="the package psycopg2-binary is not installed")
 extensions: Any = pytest.importorskip("psycopg2.extensions")
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 
 def test_query_transaction_and_copy(database: Target) -> None:

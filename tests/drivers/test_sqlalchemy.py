@@ -14,7 +14,7 @@ sa: Any = pytest.importorskip("sqlalchemy", reason="the package sqlalchemy is no
 orm: Any = pytest.importorskip("sqlalchemy.orm")
 pytest.importorskip("psycopg2", reason="the package psycopg2-binary is not installed")
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 
 def tables() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -18,10 +19,17 @@ from tests.support.binaries import RunAs
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 STOP_SECONDS = 15.0
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # Linux
 
 
 class ProcessFailed(Exception):
     """A server did not start or did not stop; the message ends with the tail of its log."""
+
+
+def _end_with_parent() -> None:
+    """In the child: have the kernel send SIGINT when the parent dies without cleaning up."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def free_port() -> int:
@@ -83,6 +91,7 @@ class Child:
                 group=group,
                 extra_groups=[] if user is not None else None,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         atexit.register(self.kill)
 

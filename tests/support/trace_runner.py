@@ -203,6 +203,7 @@ def prepare(target: Target) -> None:
     """Make the role and the database that traces run in."""
     with WireClient.login(target) as admin:
         admin.simple(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
+        admin.simple(f"ALTER ROLE {ROLE} SET timezone TO 'UTC'")
         admin.simple(f"GRANT {ROLE} TO CURRENT_USER")
         admin.simple(f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
 

@@ -20,7 +20,7 @@ from tests.support.trace_runner import prepare, run_file
 FOLDER = Path(__file__).parent
 TRACES = sorted(FOLDER.glob("*.trace"))
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(60, method="signal")]
 
 
 @pytest.fixture(scope="module", params=[ENGINE, RUSTYDB])
