@@ -55,21 +55,9 @@ class ReadCursor:
         self._at += layout.size
         return value
 
-    def int16(self) -> int:
-        """A signed Int16."""
-        return self.integer(_INT16)
-
-    def uint16(self) -> int:
-        """An Int16 that PostgreSQL reads as unsigned: counts."""
-        return self.integer(_UINT16)
-
     def int32(self) -> int:
         """A signed Int32."""
         return self.integer(_INT32)
-
-    def uint32(self) -> int:
-        """An OID."""
-        return self.integer(_UINT32)
 
     def take(self, count: int) -> bytes:
         """Exactly `count` bytes."""
@@ -136,21 +124,9 @@ class WriteBuffer:
         except struct.error as error:
             raise LocalProtocolError(f"{value} does not fit in {layout.size} bytes") from error
 
-    def int16(self, value: int) -> None:
-        """A signed Int16."""
-        self.integer(_INT16, value)
-
-    def uint16(self, value: int) -> None:
-        """A count."""
-        self.integer(_UINT16, value)
-
     def int32(self, value: int) -> None:
         """A signed Int32."""
         self.integer(_INT32, value)
-
-    def uint32(self, value: int) -> None:
-        """An OID."""
-        self.integer(_UINT32, value)
 
     def raw(self, value: bytes | bytearray | memoryview) -> None:
         """Bytes as they are."""

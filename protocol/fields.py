@@ -107,7 +107,7 @@ class EnumByte(Codec[E]):
         try:
             return self._enum(value)
         except ValueError:
-            raise RemoteProtocolError(self._complaint.format(value), fatal=False) from None
+            raise RemoteProtocolError(self._complaint.format(value)) from None
 
     def write(self, out: WriteBuffer, value: E) -> None:
         out.byte(value)
@@ -404,4 +404,5 @@ CStringList = Annotated["tuple[str, ...]", TextList()]
 ParameterMap = Annotated["dict[str, str]", Parameters()]
 ErrorFields = Annotated["tuple[tuple[str, str], ...]", ErrorFieldList()]
 TxStatusByte = Annotated[TxStatus, EnumByte(TxStatus, "invalid transaction status {}")]
-TargetByte = Annotated[Target, EnumByte(Target, "invalid DESCRIBE or CLOSE message subtype {}")]
+DescribeTarget = Annotated[Target, EnumByte(Target, "invalid DESCRIBE message subtype {}")]
+CloseTarget = Annotated[Target, EnumByte(Target, "invalid CLOSE message subtype {}")]

@@ -6,7 +6,7 @@ Text is `str` decoded with surrogateescape: bytes of any client encoding survive
 from __future__ import annotations
 
 from protocol.codes import MAX_SMALL_MESSAGE_LENGTH, Direction, FrontendCode
-from protocol.fields import CString, Int16, Int16s, Int32, Oid, Oids, TargetByte, Values
+from protocol.fields import CloseTarget, CString, DescribeTarget, Int16, Int16s, Int32, Oid, Oids, Values
 from protocol.message import Message, message
 
 
@@ -41,7 +41,7 @@ class Bind(Message):
 class Describe(Message):
     """What does this statement or portal return?"""
 
-    target: TargetByte
+    target: DescribeTarget
     name: CString = ""
 
 
@@ -57,7 +57,7 @@ class Execute(Message):
 class Close(Message):
     """Forget a statement or portal. No error if there is none. Portals of a closed statement live on."""
 
-    target: TargetByte
+    target: CloseTarget
     name: CString = ""
 
 

@@ -2,7 +2,7 @@
 
     @message(FrontendCode.DESCRIBE, Direction.FRONTEND, limit=MAX_SMALL_MESSAGE_LENGTH)
     class Describe(Message):
-        target: TargetByte
+        target: DescribeTarget
         name: CString = ""
 
 The decorator makes it a frozen, slotted dataclass and reads the field codecs out of the annotations, in order.
@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
 
 from protocol.buffer import ReadCursor, WriteBuffer
-from protocol.codes import LENGTH_BYTES, MAX_LARGE_MESSAGE_LENGTH, MAX_STARTUP_PACKET_LENGTH, Direction
+from protocol.codes import LENGTH_BYTES, MAX_LARGE_MESSAGE_LENGTH, MAX_STARTUP_PACKET_LENGTH, Direction, FrontendCode
 from protocol.errors import RemoteProtocolError
 from protocol.fields import Codec, Nested, Trace
 
@@ -37,6 +37,8 @@ class Message:
     prefix: ClassVar[int | None]
     directions: ClassVar[frozenset[Direction]]
     limit: ClassVar[int]
+    # Does a malformed body end the conversation? In a session not: the next message can be found.
+    malformed_is_fatal: ClassVar[bool]
     layout: ClassVar[Layout]
 
     def encode(self) -> bytes:
@@ -54,10 +56,14 @@ class Message:
     def decode(cls, body: bytes | bytearray | memoryview) -> Self:
         """The message in a body. Raises RemoteProtocolError, and nothing else."""
         cursor = ReadCursor(body)
-        if cls.prefix is not None and cursor.int32() != cls.prefix:
-            raise RemoteProtocolError(f"not a {cls.__name__}")
-        values = [codec.read(cursor) for _, codec in cls.layout]
-        cursor.expect_end()
+        try:
+            if cls.prefix is not None and cursor.int32() != cls.prefix:
+                raise RemoteProtocolError(f"not a {cls.__name__}")
+            values = [codec.read(cursor) for _, codec in cls.layout]
+            cursor.expect_end()
+        except RemoteProtocolError as error:
+            error.fatal = cls.malformed_is_fatal
+            raise
         return cls(*values)
 
     def trace_fields(self, how: Trace) -> str:
@@ -85,6 +91,7 @@ def message(
         made.prefix = prefix
         made.directions = frozenset(directions)
         made.limit = limit
+        made.malformed_is_fatal = Direction.FRONTEND not in directions or code in (None, FrontendCode.PASSWORD)
         made.layout = _layout(made)
         return made
 

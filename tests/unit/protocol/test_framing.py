@@ -91,16 +91,16 @@ def test_cost_is_linear_in_the_bytes() -> None:
         return time.process_time() - started
 
     feed_in_pieces(1_000_000)
-    small, large = feed_in_pieces(2_000_000), feed_in_pieces(20_000_000)
-    assert large < 60 * max(small, 0.001)  # quadratic would be a hundredfold
+    small, large = feed_in_pieces(2_000_000), feed_in_pieces(10_000_000)
+    assert large < 20 * max(small, 0.002)  # quadratic would be more than that, linear is five
 
 
 def test_many_small_frames_in_one_piece_are_taken_without_copying_the_rest() -> None:
     decoder = FrameDecoder()
-    decoder.feed(b"S\0\0\0\x04" * 200_000)
+    decoder.feed(b"S\0\0\0\x04" * 50_000)
     started = time.process_time()
     count = 0
     while decoder.next_frame(any_length):
         count += 1
-    assert count == 200_000
+    assert count == 50_000
     assert time.process_time() - started < 20

@@ -227,3 +227,53 @@ def test_unknown_type_bytes_are_refused(code: int) -> None:
 def test_unknown_authentication_request_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="authentication method 99 not supported"):
         decode(Direction.BACKEND, ord("R"), b"\0\0\0\x63")
+
+
+# Body -> what PostgreSQL 18 says to it, recorded from there.
+MALFORMED: list[tuple[bytes, bytes, str]] = [
+    (b"P", b"s", "invalid string in message"),
+    (b"P", b"s\0select 1\0", "insufficient data left in message"),
+    (b"P", b"s\0select 1\0\0\x05", "insufficient data left in message"),
+    (b"P", b"s\0select 1\0\0\0x", "invalid message format"),
+    (b"B", b"", "invalid string in message"),
+    (b"D", b"", "no data left in message"),
+    (b"D", b"X\0", "invalid DESCRIBE message subtype 88"),
+    (b"C", b"X\0", "invalid CLOSE message subtype 88"),
+    (b"D", b"S", "invalid string in message"),
+    (b"E", b"\0", "insufficient data left in message"),
+    (b"E", b"\0\0\0\0\0x", "invalid message format"),
+    (b"S", b"x", "invalid message format"),
+    (b"H", b"x", "invalid message format"),
+    (b"Q", b"", "invalid string in message"),
+    (b"Q", b"select 1", "invalid string in message"),
+    (b"Q", b"select 1\0x", "invalid message format"),
+    (b"F", b"", "insufficient data left in message"),
+]
+
+
+@pytest.mark.parametrize(("code", "body", "text"), MALFORMED)
+def test_malformed_message_gets_the_error_of_postgresql_and_the_session_lives(
+    code: bytes, body: bytes, text: str
+) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(Direction.FRONTEND, code[0], body)
+    error = caught.value.to_pg_error()
+    assert (error.severity, error.sqlstate, error.message) == ("ERROR", "08P01", text)
+
+
+@pytest.mark.parametrize(
+    ("direction", "code", "body", "phase"),
+    [
+        (Direction.FRONTEND, ord("p"), b"", Phase.PASSWORD),
+        (Direction.FRONTEND, ord("p"), b"x", Phase.SASL_INITIAL),
+        (Direction.FRONTEND, None, b"\x04\xd2\x16\x2fx", Phase.STARTUP),
+        (Direction.BACKEND, ord("Z"), b"?", Phase.SESSION),
+        (Direction.FRONTEND, ord("?"), b"", Phase.SESSION),
+    ],
+)
+def test_elsewhere_a_malformed_message_ends_the_conversation(
+    direction: Direction, code: int | None, body: bytes, phase: Phase
+) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(direction, code, body, phase)
+    assert caught.value.to_pg_error().is_fatal
