@@ -137,14 +137,15 @@ class Handshake(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._client is not None:
             self._client.received += data
-            if len(self._client.received) > MAX_UNREAD_BYTES and self._transport is not None:
-                self._is_paused = True
-                self._transport.pause_reading()
-            return
-        self._unread += data
-        if len(self._unread) > MAX_UNREAD_BYTES and self._transport is not None:
-            self._transport.abort()
-        self._wake()
+            kept = len(self._client.received)
+        else:
+            self._unread += data
+            kept = len(self._unread)
+            self._wake()
+        # No packet before the session is as long as this: nobody waits for more until reading goes on in `_open`.
+        if kept > MAX_UNREAD_BYTES and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True

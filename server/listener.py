@@ -22,7 +22,7 @@ from typing import Final
 from engine.control import INTERNAL_ROLE
 from protocol.errors import PgError
 from protocol.sqlstate import TOO_MANY_CONNECTIONS
-from server.arrival import Arrival
+from server.arrival import Arrival, Lobby
 from server.auth import Authenticator
 from server.config import Config
 from server.extension.events import AuthenticationFailed
@@ -142,6 +142,7 @@ class FrontDoor:
         self._opener = opener
         self._report_failure = report_failure
         self._services: DoorServices | None = None
+        self._lobby: Lobby | None = None
         self._listeners: list[Listener] = []
         self._arrivals: set[Arrival] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,6 +175,7 @@ class FrontDoor:
             self._config, self.tls, self.limits, authenticator, self._opener, self.counters, self._report_failure
         )
         sockets = await bind_all(self._config)
+        self._lobby = Lobby(asyncio.get_running_loop())
         self._listeners = [Listener(sock, address, self._on_accept) for sock, address in sockets]
         for listener in self._listeners:
             listener.start()
@@ -184,6 +186,9 @@ class FrontDoor:
             listener.close()
         for arrival in list(self._arrivals):
             arrival.close()
+        if self._lobby is not None:
+            self._lobby.close()
+            self._lobby = None
 
     async def close(self) -> None:
         """Stop accepting, and end every client that has no session yet."""
@@ -220,14 +225,15 @@ class FrontDoor:
         return default_rules() if path is None else load_hba(path)
 
     def _on_accept(self, sock: socket.socket) -> None:
-        services = self._services
+        services, lobby = self._services, self._lobby
         assert services is not None
+        assert lobby is not None
         self.counters.accepted += 1
         if self.connecting >= self._config.server.max_clients + NEWCOMER_HEADROOM:
             self.counters.refused += 1
             _turn_away(sock)
             return
-        arrival = Arrival(services, asyncio.get_running_loop(), sock, self._on_arrived)
+        arrival = Arrival(services, lobby, asyncio.get_running_loop(), sock, self._on_arrived)
         self._arrivals.add(arrival)
         arrival.start()
 

@@ -148,6 +148,8 @@ class Door:
         self.catalog = catalog
         self.opener = opener
         self.failures: list[Any] = []
+        self._wire_clients: list[WireClient] = []
+        self._sockets: list[socket.socket] = []
         self.front_door = FrontDoor(config, catalog, opener, report_failure=self._report, **options)
 
     async def _report(self, event: Any) -> None:
@@ -162,12 +164,29 @@ class Door:
         return next(str(address) for address in self.front_door.addresses if address.is_local)
 
     def connect(self) -> WireClient:
-        return WireClient("127.0.0.1", self.port, 10.0)
+        client = WireClient("127.0.0.1", self.port, 10.0)
+        self._wire_clients.append(client)
+        return client
+
+    def connect_locally(self) -> WireClient:
+        """Through the Unix socket."""
+        client = self.connect()
+        client.socket.close()
+        client.socket = socket.socket(socket.AF_UNIX)
+        client.socket.settimeout(10.0)
+        client.socket.connect(self.unix_path)
+        return client
 
     def raw(self, data: bytes = b"") -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), 10.0)
+        self._sockets.append(sock)
         sock.sendall(data)
         return sock
+
+    def hang_up(self) -> None:
+        """Close every client."""
+        for sock in (*(client.socket for client in self._wire_clients), *self._sockets):
+            sock.close()
 
     def settled(self) -> tuple[int, int]:
         """(connections that are no sessions, clients under the limits), once nothing changes any more."""
@@ -223,6 +242,7 @@ def running_door(
         try:
             yield door
         finally:
+            door.hang_up()
             thread.run(door.front_door.close())
         assert thread.loop_errors == []
         assert thread.run(_other_tasks()) == []

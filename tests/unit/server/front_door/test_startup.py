@@ -125,8 +125,11 @@ def test_what_is_no_setting_is_not_among_the_settings() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("true", "true"), ("on", "true"), ("YES", "true"), ("1", "true"), ("t", "true"), ("database", "database")]
-    + [("false", None), ("off", None), ("no", None), ("0", None), ("of", None)],
+    [
+        *((word, "true") for word in ("true", "on", "YES", "1", "t")),
+        ("database", "database"),
+        *((word, None) for word in ("false", "off", "no", "0", "of")),
+    ],
 )
 def test_replication(value: str, expected: str | None) -> None:
     assert parse_replication(value) == expected
@@ -166,8 +169,10 @@ def test_versions_are_negotiated(
 
 @pytest.mark.parametrize(
     "name",
-    ["SJIS", "sjis", "Shift_JIS", "mskanji", "win932", "Windows-932", "SHIFT_JIS_2004", "BIG5", "Big-5", "win950"]
-    + ["GBK", "windows936", "UHC", "win949", "GB18030", "gb-18030", "JOHAB", "j-o-h-a-b"],
+    (
+        "SJIS sjis Shift_JIS mskanji win932 Windows-932 SHIFT_JIS_2004 BIG5 Big-5 win950 "
+        "GBK windows936 UHC win949 GB18030 gb-18030 JOHAB j-o-h-a-b"
+    ).split(),
 )
 def test_encodings_that_hide_quotes_are_refused_by_every_name(name: str) -> None:
     assert refused_encoding(name)
@@ -200,6 +205,7 @@ def test_any_options_are_settings_or_a_pg_error(options: str) -> None:
     try:
         settings = parse_options(options)
     except PgError as error:
-        assert error.sqlstate == "42601"
+        if error.sqlstate != "42601":
+            raise
     else:
         assert len({name.lower() for name in settings}) == len(settings)
