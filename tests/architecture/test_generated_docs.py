@@ -80,3 +80,9 @@ def test_a_symbol_named_in_the_documentation_exists(path: Path) -> None:
             found = [node for node in body if getattr(node, "name", None) == part]
             assert found, f"{name}::{symbol}"
             body = getattr(found[0], "body", [])
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md") if path.name != "README.md"]
+    assert [page for page in pages if f"({page})" not in index] == []
