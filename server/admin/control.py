@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from protocol.errors import PgError
+from server.config import ConfigError
 from server.extension.commands import (
     ADMIN_ROLE,
     AdminColumn,
@@ -37,7 +38,12 @@ class _Control:
 
     async def reload(self, call: CommandCall) -> AdminResult:
         del call
-        return AdminResult([(name,) for name in await self._control.reload()])
+        try:
+            changed = await self._control.reload()
+        except ConfigError as error:
+            detail = "\n".join(map(str, error.problems))
+            raise PgError("F0000", "the configuration is wrong, nothing was changed", detail=detail) from error
+        return AdminResult([(name,) for name in changed])
 
     def kill_session(self, call: CommandCall) -> AdminResult:
         session_id = call.arguments.integer("session_id")
@@ -85,7 +91,8 @@ def control_commands(control: ServerControl) -> tuple[AdminCommand, ...]:
             ADMIN_ROLE,
             RELOADED,
             verbs.reload,
-            "Read the configuration again, as SIGHUP does. Returns the settings that changed.",
+            "Read the configuration again, as SIGHUP does. Returns the settings that changed; a wrong one is F0000 and "
+            "changes nothing.",
         ),
         AdminCommand(
             "KILL SESSION <session_id:integer>",

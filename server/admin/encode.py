@@ -7,6 +7,7 @@ Execute with a row limit. `decode_parameters` turns the values of a Bind into wh
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import struct
 from collections.abc import Callable, Sequence
@@ -19,10 +20,14 @@ from server.admin.console import FLOAT8_OID, INT8_OID, BoundCommand
 from server.extension.commands import AdminColumn, AdminResult, ColumnType
 from server.extension.grammar import Value
 
+ROWS_IN_A_TURN: Final = 100
+"""Rows encoded before the event loop may turn: about a millisecond of SHOW SESSIONS."""
+
 Formats = Sequence[int]
 """Result format codes as in Bind: () all text, (f,) the same for all, else one a column."""
 
 
+Encoder = Callable[[object], bytes | None]
 Encoding = str | None
 """Python's name of the client encoding; None for UTF-8."""
 
@@ -96,6 +101,27 @@ def execute_reply(bound: BoundCommand, result: AdminResult, formats: Formats, en
     return b"".join((notices(result), rows(result, bound.columns, formats, encoding), command_complete(bound, result)))
 
 
+async def reply_in_turns(
+    bound: BoundCommand,
+    result: AdminResult,
+    *,
+    is_simple: bool,
+    formats: Formats = (),
+    encoding: Encoding = None,
+) -> bytes:
+    """`simple_reply` or `execute_reply` for results of any length: lets the event loop turn between slices of rows."""
+    parts = [notices(result)]
+    if is_simple:
+        parts.append(row_description(bound.columns))
+    if bound.columns:
+        for start in range(0, len(result.rows), ROWS_IN_A_TURN):
+            part = AdminResult(result.rows[start : start + ROWS_IN_A_TURN])
+            parts.append(rows(part, bound.columns, formats, encoding))
+            await asyncio.sleep(0)
+    parts.append(command_complete(bound, result))
+    return b"".join(parts)
+
+
 def decode_parameters(
     bound: BoundCommand, raw: Sequence[bytes | None], formats: Formats, encoding: Encoding = None
 ) -> tuple[Value | None, ...]:
@@ -111,32 +137,28 @@ def decode_parameters(
 
 # Values
 
+_COUNT: Final = struct.Struct("!h")
+_LENGTH: Final = struct.Struct("!i")
 _INTEGER_LAYOUTS: Final = {2: "!h", 4: "!i", 8: "!q"}
 _FLOAT_LAYOUTS: Final = {4: "!f", 8: "!d"}
 
 
-def _moment(value: object) -> object:
-    if isinstance(value, (int, float)):
-        return dt.datetime.fromtimestamp(value, dt.UTC)
-    return value
-
-
-def _encoder(type_oid: int, code: int, encoding: Encoding) -> Callable[[object], bytes | None]:
-    if type_oid == ColumnType.TEXT and encoding is not None:
+def _encoder(type_oid: int, code: int, encoding: Encoding) -> Encoder:
+    """The function for one column. Columns of SHOW SESSIONS times thousands of sessions: the common ones are direct."""
+    if type_oid == ColumnType.TEXT:
         # Its binary form is the same. What the client cannot write is shown as a question mark: it reads, it does not
         # store.
-        return lambda value: None if value is None else str(value).encode(encoding, "replace")
-    convert: Callable[[object], object] = _identity
-    if type_oid == ColumnType.TIMESTAMPTZ:
-        convert = _moment
-    elif type_oid == ColumnType.FLOAT8:
-        convert = _float
+        codec, errors = (encoding, "replace") if encoding is not None else ("utf-8", "surrogateescape")
+        return lambda value: None if value is None else str(value).encode(codec, errors)
+    convert = _CONVERSIONS.get(type_oid, _same)
     if code:
         return lambda value: None if value is None else values.encode_binary(convert(value), type_oid)
+    if type_oid == ColumnType.INT8:
+        return lambda value: None if value is None else str(value).encode()
     return lambda value: None if value is None else values.encode_text(convert(value))
 
 
-def _identity(value: object) -> object:
+def _same(value: object) -> object:
     return value
 
 
@@ -144,17 +166,27 @@ def _float(value: object) -> object:
     return float(value) if isinstance(value, int) else value
 
 
-def _data_row(row: Sequence[object], encoders: Sequence[Callable[[object], bytes | None]]) -> bytes:
-    parts = [struct.pack("!h", len(encoders))]
+def _moment(value: object) -> object:
+    return dt.datetime.fromtimestamp(value, dt.UTC) if isinstance(value, (int, float)) else value
+
+
+_CONVERSIONS: Final[dict[int, Callable[[object], object]]] = {
+    ColumnType.FLOAT8: _float,
+    ColumnType.TIMESTAMPTZ: _moment,
+}
+
+
+def _data_row(row: Sequence[object], encoders: Sequence[Encoder]) -> bytes:
+    parts = [_COUNT.pack(len(encoders))]
     for value, encode in zip(row, encoders, strict=True):
         raw = encode(value)
         if raw is None:
             parts.append(b"\xff\xff\xff\xff")
         else:
-            parts.append(struct.pack("!i", len(raw)))
+            parts.append(_LENGTH.pack(len(raw)))
             parts.append(raw)
     body = b"".join(parts)
-    return b"D" + struct.pack("!i", len(body) + 4) + body
+    return b"D" + _LENGTH.pack(len(body) + 4) + body
 
 
 def _decode(value: bytes | None, oid: int, code: int, encoding: Encoding) -> Value | None:

@@ -1,10 +1,12 @@
 """SHOW commands of the core. Columns carry PgBouncer's names where PgBouncer has the thing.
 
-Every command is a function from the sources to rows; nothing here waits. Counters are totals since the server started.
+Every command is a function from the sources to rows; nothing here waits for anything. Counters are totals since the
+server started.
 """
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import sys
 from collections.abc import Callable, Iterable
@@ -32,6 +34,7 @@ TEXT, INT8, BOOL, FLOAT8, TIMESTAMPTZ = (
 Row = tuple[object, ...]
 Rows = Callable[[AdminSources], Iterable[Row]]
 _MICROSECONDS = 1_000_000
+_ROWS_IN_A_TURN = 500
 
 POOLS = (
     AdminColumn("database", TEXT, "database of the pool"),
@@ -344,9 +347,14 @@ def show_commands(sources: AdminSources) -> tuple[AdminCommand, ...]:
     def show(
         what: str, columns: tuple[AdminColumn, ...], rows: Rows, doc: str, *, role: str = MONITOR_ROLE, alias: str = ""
     ) -> tuple[AdminCommand, ...]:
-        def handler(call: CommandCall) -> AdminResult:
+        async def handler(call: CommandCall) -> AdminResult:
             del call  # SHOW commands of the core take no arguments
-            return AdminResult(list(rows(sources)))
+            found: list[Row] = []
+            for row in rows(sources):
+                found.append(row)
+                if len(found) % _ROWS_IN_A_TURN == 0:
+                    await asyncio.sleep(0)  # thousands of sessions are no reason to hold the loop
+            return AdminResult(found)
 
         command = AdminCommand(f"SHOW {what}", role, columns, handler, doc)
         if not alias:

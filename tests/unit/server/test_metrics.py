@@ -150,7 +150,8 @@ def test_what_is_scraped_can_be_parsed_as_text_and_as_openmetrics() -> None:
         histogram.observe(value)
     registry = make_registry(metrics, RecordingControl())
     assert b"rustydb_statements_total" in generate_latest(registry)
-    families = {one.name: one for one in text_string_to_metric_families(openmetrics_latest(registry).decode())}
+    text = openmetrics_latest(registry).decode()  # type: ignore[no-untyped-call]
+    families = {one.name: one for one in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
     samples = families["rustydb_statement_duration_seconds"].samples
     buckets = {sample.labels["le"]: sample.value for sample in samples if sample.name.endswith("_bucket")}
     assert (buckets["6.4e-05"], buckets["0.000128"], buckets["+Inf"]) == (1, 2, 3)

@@ -13,7 +13,7 @@ from server.admin.console import AdminConsole
 from server.admin.control import control_commands
 from server.admin.show import resident_bytes, show_commands
 from server.admin.sources import AdminSources, FeatureState, FeatureStatus
-from server.config import Config
+from server.config import Config, ConfigError, ConfigProblem
 from server.extension.bus import EventBus
 from server.extension.commands import AdminCaller, AdminResult, CommandRegistry, RegisteredCommand
 from server.extension.events import EngineLost
@@ -177,6 +177,18 @@ async def test_control_commands_reach_the_server(text: str, told: tuple[str, obj
 
 async def test_reload_returns_what_changed() -> None:
     assert await Bench().dicts("RELOAD") == [{"setting": "log.level"}]
+
+
+async def test_a_wrong_configuration_is_an_error_that_names_every_problem() -> None:
+    class Wrong(RecordingControl):
+        async def reload(self) -> list[str]:
+            raise ConfigError([ConfigProblem("log.level", "loud", "environment", "one of debug, info is expected")])
+
+    with pytest.raises(PgError) as caught:
+        await Bench(Wrong()).run("RELOAD")
+    assert caught.value.sqlstate == "F0000"
+    assert caught.value.detail is not None
+    assert "log.level" in caught.value.detail
 
 
 async def test_killing_a_session_that_is_not_there_is_an_error() -> None:

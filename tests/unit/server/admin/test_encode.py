@@ -154,3 +154,13 @@ def test_texts_are_in_the_clients_encoding() -> None:
     (message,) = encode.data_rows(result, (AdminColumn("a"),), (), "latin-1")
     assert DataRow.decode(body(message)).values == (b"\xe4?",)
     assert encode.decode_parameters(bind("MARK $1 AS $2"), (b"1", b"\xe4"), (), "latin-1") == (1, "ä")
+
+
+@pytest.mark.parametrize("count", [0, 1, 250])
+async def test_a_reply_in_turns_is_the_same_reply(count: int) -> None:
+    bound = bind("MARK 1")
+    result = AdminResult([ROW] * count, notices=(PgError("01000", "careful", severity="WARNING"),))
+    assert await encode.reply_in_turns(bound, result, is_simple=True) == encode.simple_reply(bound, result)
+    assert await encode.reply_in_turns(bound, result, is_simple=False, formats=(1,)) == encode.execute_reply(
+        bound, result, (1,)
+    )
