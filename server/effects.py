@@ -170,6 +170,9 @@ class EffectTracker:
             return
         values: list[bytes | None] = []
         if reply is not None:
+            if reply.error is not None and reply.error.sqlstate == "57014":
+                self.settle(session)  # a late cancel of the client's statement hit ours: ask again
+                return
             if reply.error is not None or not reply.rows:
                 session.is_tainted = True
                 session.fatal(

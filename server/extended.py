@@ -75,6 +75,7 @@ class RunBuilder:
         "_has_effects",
         "_is_mixed",
         "_is_synced",
+        "_only_prepares",
         "_out",
         "_replies",
         "_session",
@@ -91,6 +92,7 @@ class RunBuilder:
         self._has_effects = False
         self._is_mixed = False
         self._is_synced = False
+        self._only_prepares = True
 
     def build(self, run: bytes, answers: dict[int, bytes | PgError] | None = None) -> None:
         """Go through the messages of a run. Every message is whole. `answers` are ours, by the offset of what they answer."""
@@ -106,8 +108,10 @@ class RunBuilder:
                     self._replace(run, pos, end, b"")
                     self._answer(answer)
             elif kind == F_BIND:
+                self._only_prepares = False
                 self._bind(run, pos, end)
             elif kind == F_EXECUTE:
+                self._only_prepares = False
                 self._execute(run, pos, end)
             elif kind == F_PARSE:
                 self._parse(run, pos, end)
@@ -126,6 +130,11 @@ class RunBuilder:
         """The bytes to send and whether they end in Sync."""
         out = self._out
         return out[0] if len(out) == 1 else b"".join(out), self._is_synced
+
+    @property
+    def only_prepares(self) -> bool:
+        """Nothing was bound or executed: the run leaves nothing behind but prepared statements."""
+        return self._only_prepares
 
     def plan(self, *, is_synced: bool) -> ReplyPlan:
         """What the backend will owe."""
@@ -376,12 +385,17 @@ def refusal_message() -> bytes:
     return b"P" + pack_length(len(body) + 4) + body
 
 
+def refuse_within(plan: MixedReplies, error: PgError, *, is_synced: bool = True) -> None:
+    """Expect a refusal as the next thing of a run that is under way."""
+    plan.push(Expected(Reply.PARSE, error=error.to_error_response()))
+    if is_synced:
+        plan.push(Expected(Reply.SYNC))
+
+
 def refusal_replies(error: PgError, *, is_synced: bool = True) -> MixedReplies:
     """The replies to a refusal alone: our error in the place of the engine's."""
     replies = MixedReplies()
-    replies.push(Expected(Reply.PARSE, error=error.to_error_response()))
-    if is_synced:
-        replies.push(Expected(Reply.SYNC))
+    refuse_within(replies, error, is_synced=is_synced)
     return replies
 
 

@@ -61,6 +61,7 @@ _LAST_VIRTUAL_PID = 2_147_483_000
 """Above any process id of the system, so that nobody takes one for the other."""
 _CANCELS_AT_ONCE = 32
 _DRAIN_STEP_SECONDS = 0.05
+_LAST_WORDS_SECONDS = 10.0
 
 
 class SessionHub:
@@ -196,7 +197,7 @@ class SessionHub:
                 session.failed(PgError("57014", "canceling statement due to user request"))
             return True
         backend = session.backend
-        if backend is None or not backend.plans:
+        if backend is None or not backend.plans or session.phase not in (Phase.ACTIVE, Phase.OPEN, Phase.COPY_IN):
             return False
         backend.cancels_in_flight += 1
         self._spawn(self._cancel_backend(backend), "cancel request")
@@ -274,6 +275,9 @@ class SessionHub:
             self.bus.publish(self._closed(session, reason))
         if backend is not None:
             self._clean(session, backend, reason)
+        if session.transport.get_write_buffer_size():
+            # A client that does not read must not keep its last words in memory for ever.
+            asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, session.transport.abort)
 
     @staticmethod
     def _closed(session: ClientSession, reason: str) -> SessionClosed:

@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from protocol.errors import PgError
-from protocol.expectations import PASS, MixedReplies
+from protocol.expectations import PASS, Action, Expected, MixedReplies, Reply
 from protocol.scan import (
     F_COPY_DATA,
     F_COPY_DONE,
@@ -46,6 +46,7 @@ from server.extended import (
     prepare_first,
     refusal_message,
     refusal_replies,
+    refuse_within,
     statements_to_prepare,
 )
 from server.session_backend import BackendSide
@@ -91,6 +92,16 @@ class ClientSession(BackendSide, asyncio.Protocol):
 
     def pump(self) -> None:
         """Take runs from the inbox as long as the session may start one."""
+        if self.is_pumping:
+            return  # a run that was answered at once: the loop below us goes on
+        self.is_pumping = True
+        try:
+            self._pump()
+        finally:
+            self.is_pumping = False
+        self.adjust_reading()
+
+    def _pump(self) -> None:
         while self.inbox:
             phase = self.phase
             if phase is COPY_IN:
@@ -110,7 +121,6 @@ class ClientSession(BackendSide, asyncio.Protocol):
             if run is None:
                 break
             self._start_run(run)
-        self.adjust_reading()
 
     def _start_run(self, run: bytes) -> None:
         """Dispatch one run by its first message."""
@@ -203,6 +213,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
         return True
 
     def _begin(self, text: bytes) -> None:
+        self.was_open = False
         self.statements += 1
         self.query = text if len(text) <= _QUERY_KEPT_BYTES else text[:_QUERY_KEPT_BYTES]
         self.run_started = self.last_request_at = perf_counter()
@@ -222,22 +233,28 @@ class ClientSession(BackendSide, asyncio.Protocol):
             backend.watch_completions = True
         self.unnamed = None
         backend.unnamed = None
+        self.run_is_extended = False
         if self.phase is OPEN:
+            self.phase = ACTIVE  # a Query always ends in ReadyForQuery
+            plan = backend.plans[-1]
+            assert isinstance(plan, MixedReplies)
+            plan.push(Expected(Reply.SYNC))
             backend.send_more(self.request)
             return
-        self.run_is_extended = False
         self.phase = ACTIVE
         backend.statements += 1
         backend.send(self.request, PASS)
 
     def _start_extended(self, request: bytes) -> None:
         """A run of extended messages; in phase OPEN it continues the one before."""
-        if self.phase is not OPEN:
+        is_more = self.phase is OPEN
+        if not is_more:
             self._begin(self.query)
-            if self._is_special(request):
-                self.phase = BUSY
-                self.host.run_special(self, request, None)
-                return
+        self.was_open = is_more
+        if self._is_special(request):
+            self.phase = BUSY
+            self.host.run_special(self, request, None)
+            return
         self.request = request
         self.with_backend(self.send_extended)
 
@@ -269,7 +286,14 @@ class ClientSession(BackendSide, asyncio.Protocol):
             backend.send_more(data)
         else:
             backend.statements += 1
-            backend.send(data, builder.plan(is_synced=is_synced))
+            plan_ = builder.plan(is_synced=is_synced)
+            if not is_synced and builder.only_prepares:
+                # Parse and Describe up to a Flush: end the run ourselves, or an idle client would keep the backend.
+                assert isinstance(plan_, MixedReplies)
+                plan_.push(Expected(Reply.SYNC, Action.IGNORE))
+                data += SYNC_BYTES
+                is_synced = self.is_self_synced = True
+            backend.send(data, plan_)
         self.phase = ACTIVE if is_synced else OPEN
         self._deliver_local_answers(backend)
 
@@ -286,6 +310,14 @@ class ClientSession(BackendSide, asyncio.Protocol):
 
     def refuse_run(self, error: PgError) -> None:
         """Fail the run in `request` with our words, in the state PostgreSQL would leave the transaction in."""
+        backend = self.backend
+        if self.was_open and backend is not None and backend.plans:
+            plan = backend.plans[-1]
+            assert isinstance(plan, MixedReplies)
+            self.phase = ACTIVE if self.request[-5:] == SYNC_BYTES else OPEN
+            refuse_within(plan, error, is_synced=self.phase is ACTIVE)
+            backend.send_more(refusal_message() + (SYNC_BYTES if self.phase is ACTIVE else FLUSH_BYTES))
+            return
         if self.status == READY_IDLE:
             if self.backend is not None and not self.pins:
                 self.release()

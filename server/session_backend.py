@@ -156,6 +156,7 @@ class BackendSide(SessionState):
     def end_run(self, chunk: bytes) -> None:
         """Give the client the last bytes of its run, ReadyForQuery among them, and go on."""
         self.transport.write(chunk)
+        self.is_self_synced = False
         status = self.status
         if self._skip_bytes:
             self.is_tainted = True  # a CopyData message was cut in half: the backend still waits for its rest
@@ -211,6 +212,8 @@ class BackendSide(SessionState):
     def backend_error(self, error: PgError) -> None:
         """The engine refused; the client gets its words in the chunk that follows."""
         self.database.stats.count_error(error.sqlstate)
+        if self.is_self_synced:
+            self.is_skipping = True  # PostgreSQL would skip up to the client's own Sync
         if self.effects is not None:
             self.effects.failed()
         if self.observed is not None and self.run_error is None:
@@ -233,6 +236,7 @@ class BackendSide(SessionState):
     def backend_lost(self, error: PgError | None) -> None:
         """The engine closed our backend."""
         backend, self.backend = self.backend, None
+        is_cut = backend is not None and backend.is_mid_message
         if backend is not None:
             self.block.release(backend, reusable=False)
         phase = self.phase
@@ -250,7 +254,9 @@ class BackendSide(SessionState):
                 )
             )
             return
-        if phase is IDLE or phase is BUSY or not self.reply_started or error is None:
+        if is_cut:
+            self.end("engine lost")  # in the middle of a row: nothing more can be said
+        elif phase is IDLE or phase is BUSY or not self.reply_started or error is None:
             self.fatal(error or PgError("57P02", "connection to the database engine was lost", severity="FATAL"))
         else:
             self.end("engine lost")
@@ -281,7 +287,8 @@ class BackendSide(SessionState):
         if self.phase is CLOSED:
             return
         error.severity = "FATAL"
-        self.send(error.to_error_response())
+        if self.backend is None or not self.backend.is_mid_message:
+            self.send(error.to_error_response())
         self.ended_by = error.sqlstate
         self.end(error.message)
 

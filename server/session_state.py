@@ -116,6 +116,8 @@ class SessionState:
         "info",
         "is_killed",
         "is_materialised",
+        "is_pumping",
+        "is_self_synced",
         "is_skipping",
         "is_tainted",
         "last_request_at",
@@ -148,6 +150,7 @@ class SessionState:
         "transport",
         "unnamed",
         "wait_started",
+        "was_open",
     )
 
     def __init__(
@@ -203,6 +206,9 @@ class SessionState:
         self.query = b""
         self.sequence_backend: BackendConnection | None = None  # where this session's currval and lastval live
         self.is_materialised = False
+        self.is_pumping = False
+        self.is_self_synced = False  # the run ended in a Flush, and we added the Sync
+        self.was_open = False  # the run in `request` continues one that was under way
         self.is_skipping = False  # a local error in a pipeline: messages up to Sync are dropped
         self.is_tainted = False  # the backend must not be used again
         self.is_killed = False

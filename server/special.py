@@ -33,7 +33,7 @@ from server.admin.console import AdminConsole, BoundCommand
 from server.extended import HiddenRun
 from server.extension.commands import AdminCaller, AdminResult
 from server.local_statement import LocalPortal, LocalStatement, bind_local
-from server.session_state import BUSY, IDLE
+from server.session_state import BUSY, IDLE, OPEN
 from server.statement_info import EffectKind, Needs, PinReason, QueryInfo
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class SpecialRuns:
 
     def _refused(self, session: ClientSession, request: bytes, error: PgError) -> None:
         if session.is_open:
-            session.phase = IDLE
+            session.phase = OPEN if session.was_open else IDLE
             session.request = request
             session.refuse_run(error)
 
@@ -287,7 +287,7 @@ class SpecialRuns:
             if not future.done():
                 future.set_result(None)
 
-        session.phase = IDLE
+        session.phase = OPEN if session.was_open else IDLE
         session.with_backend(ready)
         await future
         if session.is_open:
@@ -325,8 +325,9 @@ class SpecialRuns:
             pos = end
         if not session.is_open:
             return
-        session.phase = IDLE
+        session.phase = OPEN if session.was_open else IDLE
         session.request = request
+        needs_engine = needs_engine or session.was_open
         if not needs_engine and not any(isinstance(answer, PgError) for answer in answers.values()):
             session.send(b"".join(answer for answer in answers.values() if isinstance(answer, bytes)))
             observer.after_run(session, None)

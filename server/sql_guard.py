@@ -7,7 +7,7 @@ deeper than MAX_TREE_DEPTH. Called by `sql_parser` before every parse; knows not
 
 The bound on the depth of the tree, for texts longer than FREE_BYTES:
 
-1. One lexer pass (`_TOKEN`) drops what cannot nest: literals, quoted identifiers, comments, white space. It follows
+1. One lexer pass drops what cannot nest: literals, quoted identifiers, comments, white space. It follows
    PostgreSQL's lexer under `standard_conforming_strings = on`, so a bracket hidden in a literal is never counted and
    one outside is never missed.
 2. What is left is a skeleton: brackets, separators, and one mark for every word or operator. Brackets nest at most
@@ -21,6 +21,17 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 from itertools import accumulate
+
+from server.sql_lexer import (
+    DOLLAR_TAG,
+    NUMBER,
+    OPERATOR,
+    PARAMETER,
+    QUOTED_IDENTIFIER,
+    SPACE,
+    STRING,
+    tokens,
+)
 
 MAX_TEXT_BYTES = 1 << 20
 """Longer texts are not looked at: understanding them would hold the event loop for longer than they are worth."""
@@ -45,48 +56,16 @@ class Verdict(Enum):
     NOT_TEXT = auto()  # a NUL byte, or not UTF-8
 
 
-_IDENTIFIER = rb"[A-Za-z_\x80-\xff][A-Za-z_0-9$\x80-\xff]*+"
-_OPERATOR = rb"[-+*/<>=~!@\#%^&|`?:]"
-
-# White space that holds a line break joins two literals into one: 'a' <newline> 'b', and the second keeps the first
-# one's escapes.
-_CONTINUED = rb"'(?>(?:[ \t\f\v\r]|--[^\n\r]*+)*+[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*+)'"
-
-# An open literal swallows the rest, as it does in PostgreSQL's lexer: that keeps the scan linear.
-_LITERAL = (
-    rb"[ \t\n\r\f\v]++"
-    rb"|--[^\n\r]*+"
-    rb"|[eE]'(?:[^'\\]++|\\.|''|" + _CONTINUED + rb")*+(?:'|\\?\Z)"
-    rb"|'(?:[^']++|'')*+(?:'|\Z)"
-    rb'|"(?:[^"]++|"")*+(?:"|\Z)'
-    rb"|\$\d++"
-    rb"|[0-9]++(?:\.[0-9]*+)?"
-    rb"|\."
-)
-_DOLLAR_TAG = rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z_0-9\x80-\xff]*+)?\$"
-
 # One group: the first byte of what nests, empty for the rest. findall then does the whole scan in C.
 _PLAIN_TOKEN = re.compile(
-    rb"(?:" + _LITERAL + rb")"
-    rb"|(.)(?:(?<=[A-Za-z_\x80-\xff])[A-Za-z_0-9$\x80-\xff]*+|(?<="
-    + _OPERATOR
-    + rb")(?:(?!--)"
-    + _OPERATOR
-    + rb")*+)?",
+    rb"(?:" + rb"|".join((SPACE, STRING, QUOTED_IDENTIFIER, PARAMETER, NUMBER, rb"\.")) + rb")"
+    rb"|(.)(?:(?<=[A-Za-z_\x80-\xff])[A-Za-z_0-9$\x80-\xff]*+"
+    rb"|(?<=" + OPERATOR + rb")(?:(?!--)" + OPERATOR + rb")*+)?",
     re.DOTALL,
 )
-_TOKEN = re.compile(
-    rb"(?:" + _LITERAL + rb")"
-    rb"|(?P<dollar>" + _DOLLAR_TAG + rb")"
-    rb"|(?P<comment>/\*)"
-    rb"|(?P<word>" + _IDENTIFIER + rb"|(?:(?!/\*|--)" + _OPERATOR + rb")++)"
-    rb"|(?P<structure>[()\[\],;])"
-    rb"|(?P<other>.)",
-    re.DOTALL,
-)
-_NEEDS_LEXER = re.compile(rb"/\*|" + _DOLLAR_TAG)
+_NEEDS_LEXER = re.compile(rb"/\*|" + DOLLAR_TAG)
+_NESTING_KINDS = frozenset({"word", "operator", "other"})
 _SET_OPERATION = re.compile(rb"(?i:union|intersect|except)")
-_COMMENT_EDGE = re.compile(rb"/\*|\*/")
 _INNERMOST = re.compile(rb"[(\[][o,;]*+[)\]]")
 _RUN_END = re.compile(rb"[^o]++")
 _LONG_OPERATOR_RUN = re.compile(rb"[-+*/<>=~!@\#%^&|`?]{512,}")
@@ -142,35 +121,8 @@ def _skeleton(text: bytes) -> bytes:
     """Brackets and separators as they are, `o` for a word or an operator; nothing else."""
     if _NEEDS_LEXER.search(text) is None:
         return b"".join(_PLAIN_TOKEN.findall(text)).translate(_MARKS)
-    parts: list[bytes] = []
-    position, end = 0, len(text)
-    while position < end:
-        token = _TOKEN.match(text, position)
-        if token is None:
-            return b"(" * (MAX_TREE_DEPTH + 1)  # cannot be, `other` takes any byte; refuse rather than trust
-        position = token.end()
-        match token.lastgroup:
-            case "word" | "other":
-                parts.append(b"o")
-            case "structure":
-                parts.append(token.group())
-            case "comment":
-                position = _comment_end(text, position)
-            case "dollar":
-                close = text.find(token.group(), position)
-                position = end if close < 0 else close + len(token.group())
-    return b"".join(parts)
-
-
-def _comment_end(text: bytes, position: int) -> int:
-    """The end of a block comment, which may nest, whose first `/*` ends at `position`; the end of text where it is
-    open.
-    """
-    depth = 1
-    while depth:
-        edge = _COMMENT_EDGE.search(text, position)
-        if edge is None:
-            return len(text)
-        depth += 1 if edge.group() == b"/*" else -1
-        position = edge.end()
-    return position
+    return b"".join(
+        b"o" if token.kind in _NESTING_KINDS else text[token.start : token.end]
+        for token in tokens(text)
+        if token.kind in _NESTING_KINDS or token.kind == "structure"
+    )

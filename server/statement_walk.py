@@ -39,8 +39,8 @@ def relation_name(range_var: Node) -> Name:
     return (range_var.get("schemaname", ""), range_var.get("relname", ""))
 
 
-def walk(tree: Node, mentions: Mentions) -> FunctionCalls:
-    """Add to `mentions` every name below `tree` and return the FuncCall nodes met.
+def walk(tree: Node, mentions: Mentions, range_vars: list[Node] | None = None) -> FunctionCalls:
+    """Add to `mentions` every name below `tree` and return the FuncCall nodes met; `range_vars` takes the relations'.
 
     `tree` is a wrapped node, e.g. {"SelectStmt": {...}}, or an inner dictionary.
     """
@@ -59,6 +59,8 @@ def walk(tree: Node, mentions: Mentions) -> FunctionCalls:
         elif "relname" in node:
             if node.get("schemaname") or node["relname"] not in ctes:
                 mentions.relations_read.add(relation_name(node))
+                if range_vars is not None:
+                    range_vars.append(node)
         elif "names" in node and "typemod" in node:
             mentions.types.add(qualified(node["names"]))
         for key, value in node.items():

@@ -1,8 +1,8 @@
 """The HTTP port: /metrics, /livez, /readyz, and the routes of features, in the server's own event loop.
 
 Values are collected on the loop, where what they are read from lives, and rendered to text in a thread. Requests are
-bounded in line, header and body size and in number of connections; there is no static file handler in here, so no path
-reaches a file.
+bounded in line, header and body size, in number of connections and in the time to their first request; there is no
+static file handler in here, so no path reaches a file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from server.extension.http_routes import HttpRoute
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_LINE_BYTES: Final = 8190
 MAX_CONNECTIONS: Final = 256
+FIRST_REQUEST_SECONDS: Final = 10.0
+KEEPALIVE_SECONDS: Final = 30.0
 SHUTDOWN_SECONDS: Final = 2.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,6 +61,7 @@ class HttpServer:
         routes: Iterable[HttpRoute] = (),
         *,
         max_connections: int = MAX_CONNECTIONS,
+        first_request_seconds: float = FIRST_REQUEST_SECONDS,
     ) -> None:
         """`why_not_ready()` is None while clients are accepted and the engine is reachable, else the reason for
         /readyz.
@@ -66,7 +69,9 @@ class HttpServer:
         self._registry = registry
         self._why_not_ready = why_not_ready
         self._max_connections = max_connections
-        self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_plain_errors])
+        self._first_request_seconds = first_request_seconds
+        self._silent: set[web.RequestHandler[web.Request]] = set()  # have not sent a whole request head yet
+        self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._note_request, _plain_errors])
         self._app.router.add_get("/metrics", self._metrics)
         self._app.router.add_get("/livez", self._livez)
         self._app.router.add_get("/readyz", self._readyz)
@@ -99,6 +104,7 @@ class HttpServer:
             handle_signals=False,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
+            keepalive_timeout=KEEPALIVE_SECONDS,
             shutdown_timeout=SHUTDOWN_SECONDS,
         )
         await self._runner.setup()
@@ -126,7 +132,21 @@ class HttpServer:
         server = self._runner.server if self._runner is not None else None
         if server is None or len(server.connections) >= self._max_connections:
             return _TooMany()
-        return server()
+        handler = server()
+        self._silent.add(handler)
+        asyncio.get_running_loop().call_later(self._first_request_seconds, self._drop_if_silent, handler)
+        return handler
+
+    def _drop_if_silent(self, handler: web.RequestHandler[web.Request]) -> None:
+        """A client that holds a place and asks nothing must not keep a health check out."""
+        if handler in self._silent:
+            self._silent.discard(handler)
+            handler.force_close()
+
+    @web.middleware
+    async def _note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._silent.discard(request.protocol)
+        return await handler(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         families = list(self._registry.collect())

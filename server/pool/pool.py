@@ -33,6 +33,8 @@ from server.snapshots import PoolSnapshot
 C = TypeVar("C", bound=Pooled)
 
 LIFETIME_JITTER = 0.1
+LONG_LEASE_SECONDS = 5.0
+"""A lease that has lasted this long counts as long-held, whether it is marked or not."""
 TICK_SECONDS = 0.01
 TICK_SECONDS_PER_WAITING_BLOCK = 0.00002
 
@@ -306,7 +308,7 @@ class Pool(Generic[C]):
         reserve = settings.reserve_pool_timeout
         if not reserve or now - block.queue.oldest() < reserve:
             return False
-        return block.size - block.long_held(now, reserve) < settings.default_pool_size
+        return block.size - block.long_held(now, LONG_LEASE_SECONDS) < settings.default_pool_size
 
     def _has_room(self, block: Block[C], now: float) -> bool:
         """Might other blocks, with connections or without as `block` is, be able to start a login?"""

@@ -24,7 +24,7 @@ class PoolSettings:
     min_pool_size: int = 0
     """Connections a block with sessions keeps while it is idle."""
     reserve_pool_timeout: float = 0.1
-    """After a waiter has waited this long, long-held leases no longer count against `default_pool_size`."""
+    """For a waiter that has waited this long, long-held leases do not count against `default_pool_size`; 0 is never."""
     query_wait_timeout: float = 120.0
     """The longest wait in the queue; then `PoolTimeout`."""
     server_idle_timeout: float = 600.0
