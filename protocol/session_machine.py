@@ -336,7 +336,7 @@ class SessionMachine:
             return LocalProtocolError(f"cannot send {event.name} in state {self._state.value}")
         if self._state in _COPY_IN_STATES and event.sender is Direction.FRONTEND and not isinstance(event.kind, Signal):
             text = f"unexpected message type 0x{event.kind.code or 0:02X} during COPY from stdin"
-            return RemoteProtocolError(text, fatal=False)
+            return RemoteProtocolError(text)
         if event.sender is Direction.BACKEND:
             return RemoteProtocolError(f"unexpected {event.name} from the server in state {self._state.value}")
         return RemoteProtocolError(f"unexpected {event.name} in state {self._state.value}")

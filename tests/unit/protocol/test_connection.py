@@ -211,6 +211,16 @@ def test_sync_sent_during_copy_that_fails_may_be_answered() -> None:
     assert pair.client.state is State.IDLE
 
 
+def test_query_sent_ahead_into_a_copy_ends_with_the_servers_error() -> None:
+    pair = logged_in()
+    pair.client.send(Query("copy t from stdin"), Query("select 1"))
+    fatal = ErrorResponse(PgError("08P01", "protocol synchronization was lost", severity="FATAL").to_fields())
+    replies = (CopyInResponse(0), ERROR, fatal)
+    pair.client.receive_data(b"".join(reply.encode() for reply in replies))
+    assert list(events(pair.client)) == list(replies)
+    assert pair.client.state is State.CLOSED
+
+
 def test_copy_out() -> None:
     pair = logged_in()
     pair.to_server(Query("copy t to stdout"))

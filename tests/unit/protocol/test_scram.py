@@ -373,6 +373,10 @@ def test_password_that_cannot_be_prepared_is_used_raw(password: str | bytes, use
     assert prepare_password(password) == used
 
 
+def _with_prefix(take: Callable[[bytes], object], prefix: bytes) -> Callable[[bytes], object]:
+    return lambda data: take(prefix + data)
+
+
 @pytest.mark.parametrize("step", ["first", "plus", "final", "respond", "verify"])
 def test_any_bytes_end_in_a_scram_error_or_an_answer(step: str) -> None:
     rng = Random(5)
@@ -392,7 +396,7 @@ def test_any_bytes_end_in_a_scram_error_or_an_answer(step: str) -> None:
         elif step == "final":
             scram = server()
             scram.first(SCRAM_SHA_256, b"n,,n=,r=abc")
-            attempt(lambda data, scram=scram: scram.final(b"c=biws,r=" + data))
+            attempt(_with_prefix(scram.final, b"c=biws,r="))
         else:
             client = ScramClient(password="x", client_nonce="n")
             client.first()
