@@ -70,7 +70,7 @@ class HttpServer:
         self._why_not_ready = why_not_ready
         self._max_connections = max_connections
         self._first_request_seconds = first_request_seconds
-        self._silent: set[web.RequestHandler[web.Request]] = set()  # have not sent a whole request head yet
+        self._silent: set[web.RequestHandler] = set()  # have not sent a whole request head yet
         self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._note_request, _plain_errors])
         self._app.router.add_get("/metrics", self._metrics)
         self._app.router.add_get("/livez", self._livez)
@@ -137,7 +137,7 @@ class HttpServer:
         asyncio.get_running_loop().call_later(self._first_request_seconds, self._drop_if_silent, handler)
         return handler
 
-    def _drop_if_silent(self, handler: web.RequestHandler[web.Request]) -> None:
+    def _drop_if_silent(self, handler: web.RequestHandler) -> None:
         """A client that holds a place and asks nothing must not keep a health check out."""
         if handler in self._silent:
             self._silent.discard(handler)

@@ -178,6 +178,24 @@ async def test_connections_beyond_the_limit_are_dropped_and_come_back_after(site
     assert await site.get("/livez") == (200, "ok\n")
 
 
+async def test_a_connection_that_asks_nothing_is_closed_in_time() -> None:
+    server = HttpServer(CollectorRegistry(), lambda: None, first_request_seconds=0.05)
+    await server.start("127.0.0.1", 0)
+    silent, silent_writer = await asyncio.open_connection(*server.addresses[0])
+    slow, slow_writer = await asyncio.open_connection(*server.addresses[0])
+    polite, polite_writer = await asyncio.open_connection(*server.addresses[0])
+    slow_writer.write(b"GET /livez HTTP/1.1\r\nHost:")
+    polite_writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    await polite.readuntil(b"ok\n")
+    assert await asyncio.wait_for(silent.read(), 2) == b""
+    assert await asyncio.wait_for(slow.read(), 2) == b""
+    polite_writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.wait_for(polite.readuntil(b"ready\n"), 2)
+    for writer in (silent_writer, slow_writer, polite_writer):
+        writer.close()
+    await server.stop()
+
+
 async def test_a_port_that_is_taken_is_an_oserror_and_leaves_nothing(site: Site) -> None:
     other = HttpServer(CollectorRegistry(), lambda: None)
     with pytest.raises(OSError):
