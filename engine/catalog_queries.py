@@ -70,7 +70,8 @@ seeds(classid, objid) AS (
     UNION SELECT 'pg_proc'::regclass, oid FROM pg_proc
            WHERE oid >= {FIRST_USER_OID} AND (prosqlbody::text ~ $2 OR proargdefaults::text ~ $2)
     UNION SELECT 'pg_type'::regclass, oid FROM pg_type WHERE oid >= {FIRST_USER_OID} AND typdefaultbin::text ~ $2
-    UNION SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oid >= {FIRST_USER_OID} AND oprcode = ANY ($1::oid[])
+    UNION SELECT 'pg_operator'::regclass, oid FROM pg_operator
+           WHERE oid >= {FIRST_USER_OID} AND oprcode = ANY ($1::oid[])
     UNION SELECT 'pg_cast'::regclass, oid FROM pg_cast WHERE oid >= {FIRST_USER_OID} AND castfunc = ANY ($1::oid[])
     UNION SELECT 'pg_amproc'::regclass, oid FROM pg_amproc WHERE oid >= {FIRST_USER_OID} AND amproc = ANY ($1::oid[])
     UNION SELECT 'pg_proc'::regclass, aggfnoid FROM pg_aggregate
@@ -116,7 +117,8 @@ SELECT 'read', c.oid, '', '' FROM reached JOIN pg_class c ON classid = 'pg_class
  WHERE c.relkind NOT IN ('i', 'I')
 UNION
 SELECT 'type', t.oid, n.nspname::text, t.typname::text
-  FROM reached JOIN pg_type t ON classid = 'pg_type'::regclass AND t.oid = objid JOIN pg_namespace n ON n.oid = typnamespace
+  FROM reached JOIN pg_type t ON classid = 'pg_type'::regclass AND t.oid = objid
+  JOIN pg_namespace n ON n.oid = typnamespace
 UNION
 SELECT 'operator', o.oid, '', o.oprname::text
   FROM reached JOIN pg_operator o ON classid = 'pg_operator'::regclass AND o.oid = objid

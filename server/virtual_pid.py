@@ -97,7 +97,7 @@ class _PidMap:
 
 
 class PidRewriter:
-    """Rewrites statements of one engine; `columns` are those of its views, in order, as PID_COLUMNS_QUERY gives them."""
+    """Rewrites statements of one engine; `columns` are those of its views, in order, from PID_COLUMNS_QUERY."""
 
     def __init__(self, columns: Mapping[str, Iterable[str]]) -> None:
         self._columns = {name: tuple(names) for name, names in columns.items() if name in PID_RELATIONS}
@@ -128,13 +128,12 @@ class _Edits:
 
     def add_statement(self, statement: Node, *, may_hold_subquery: bool) -> None:
         range_vars: list[Node] = []
-        range_calls = _range_function_calls(statement)
+        tables = _table_functions(statement)
         for call in walk(statement, Mentions(), range_vars):
             schema, name = qualified(call.get("funcname"))
             if schema in ("", "pg_catalog"):
-                self._add_call(
-                    call, name, in_from=any(call is other for other in range_calls), subquery=may_hold_subquery
-                )
+                found = next((alias for other, alias in tables if other is call), None)
+                self._add_call(call, name, alias=found, subquery=may_hold_subquery)
         for range_var in range_vars:
             if range_var.get("schemaname", "pg_catalog") == "pg_catalog" and range_var["relname"] in self.columns:
                 self._add_relation(range_var)
@@ -147,7 +146,8 @@ class _Edits:
         return RewrittenText(text, tuple(changes))
 
     def _render(self, start: int, end: int, first: int, last: int, changes: list[tuple[int, int, int]] | None) -> bytes:
-        parts, position, index = [], start, first
+        parts: list[bytes] = []
+        position, index = start, first
         while index < last:
             edit = self.edits[index]
             inner = index + 1
@@ -161,23 +161,24 @@ class _Edits:
         parts.append(self.text[position:end])
         return b"".join(parts)
 
-    def _add_call(self, call: Node, name: str, *, in_from: bool, subquery: bool) -> None:
+    def _add_call(self, call: Node, name: str, *, alias: bytes | None, subquery: bool) -> None:
         start = call.get("location", 0)
         if name == "pg_backend_pid":
             span = self._call_span(start)
             if span is not None:
-                self.edits.append(_Edit(start, span[1], lambda _: self._own_pid(in_from=in_from, subquery=subquery)))
+                self.edits.append(_Edit(start, span[1], lambda _: self._own_pid(alias, subquery=subquery)))
         elif name in _TAKES_PID and call.get("args"):
             self._add_argument(call, start)
-        elif name in _RETURNS_PIDS and subquery and not in_from and call.get("args"):
+        elif name in _RETURNS_PIDS and subquery and alias is None and call.get("args"):
             span = self._call_span(start)
             if span is not None:
                 self.edits.append(_Edit(start, span[1], lambda inner: self._virtual_array(inner, name)))
                 self._add_argument(call, start)
 
-    def _own_pid(self, *, in_from: bool, subquery: bool) -> bytes:
-        if in_from:
-            return b"pg_catalog.abs(%d)" % self.pids.session_pid
+    def _own_pid(self, alias: bytes | None, *, subquery: bool) -> bytes:
+        """The number under the name of the function; in FROM (`alias` is given then) only a function can stand."""
+        if alias is not None:
+            return b"pg_catalog.abs(%d)" % self.pids.session_pid + alias
         if subquery:
             return b"(SELECT %d AS pg_backend_pid)" % self.pids.session_pid
         return b"%d" % self.pids.session_pid
@@ -267,18 +268,22 @@ def depends_on_mapping(functions: Iterable[tuple[str, str]], relations: Iterable
     )
 
 
-def _range_function_calls(statement: Node) -> list[Node]:
-    """The FuncCall nodes that stand as tables in FROM."""
-    found: list[Node] = []
+def _table_functions(statement: Node) -> list[tuple[Node, bytes]]:
+    """The FuncCall nodes that stand as tables in FROM, each with the alias it needs to keep its name."""
+    found: list[tuple[Node, bytes]] = []
     stack: list[object] = [statement]
     while stack:
         node = stack.pop()
         if isinstance(node, list):
             stack.extend(node)
         elif isinstance(node, dict):
-            for function in node.get("RangeFunction", {}).get("functions", ()):
-                items = function.get("List", {}).get("items", ())
-                found.extend(item["FuncCall"] for item in items if "FuncCall" in item)
+            table = node.get("RangeFunction", {})
+            is_plain = not (table.keys() & {"alias", "ordinality", "is_rowsfrom", "coldeflist"})
+            for function in table.get("functions", ()):
+                for item in function.get("List", {}).get("items", ()):
+                    if "FuncCall" in item:
+                        name = qualified(item["FuncCall"].get("funcname"))[1].encode()
+                        found.append((item["FuncCall"], b" AS " + name if is_plain else b""))
             stack.extend(node.values())
     return found
 

@@ -1,6 +1,7 @@
 """Texts that try to end the process: run as a program, it analyses them all and prints how many.
 
-`test_sql_guard` runs it in a process of its own with a small stack, so that a crash is an exit status and the margin is real.
+`test_sql_guard` runs it in a process of its own with a small stack, so that a crash is an exit status and the margin
+is real.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ SHAPES: tuple[tuple[str, str, str, str, str], ...] = (
 REPEATS = (100, 700, 2_000, 12_000, 100_000)
 ODD_BYTES = (
     b"\xff\xfe select 1", b"select '\xe2\x82", b"select \x01", b"\xef\xbb\xbfselect 1", b"select 1\0; drop table t",
-    b"\0", b"", b" ", b";", b"--", b"/*", b"'", b'"', b"$$", b"E'\\", b"$1", b"\\", b"\xc2\xa0", "select 'é', \"ü\"".encode(),
+    b"\0", b"", b" ", b";", b"--", b"/*", b"'", b'"', b"$$", b"E'\\", b"$1", b"\\", b"\xc2\xa0",
+    "select 'é', \"ü\"".encode(),
 )  # fmt: skip
 
 
