@@ -333,7 +333,9 @@ def _bind_unix(directory: Path, port: int) -> tuple[socket.socket, ListenAddress
         )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            directory.chmod(0o755)  # whatever the umask: clients have to pass it
         _remove_stale(path)
         sock.setblocking(False)
         sock.bind(str(path))
