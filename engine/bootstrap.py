@@ -168,7 +168,7 @@ async def run(
     """Bring the cluster to what this module's docstring says. Idempotent; safe to be interrupted anywhere."""
     database, facts = await _read_facts(control)
     is_first_start = CONTROL_DATABASE not in facts.database_owners
-    steps = plan(facts, superuser=superuser)
+    steps = plan(facts, superuser=superuser, has_secret=control.has_password)
     if steps:
         await control.run_script(";\n".join(steps), database=database)
     if is_first_start:
@@ -232,13 +232,19 @@ async def _make_control_schema(control: EngineControl) -> None:
     await control.run_script(script + GUARD_SCRIPT if is_superuser else script)
 
 
-def plan(facts: ClusterFacts, *, superuser: bool) -> list[str]:
-    """SQL statements that make roles, memberships and owners what they should be; none where they are."""
+def plan(facts: ClusterFacts, *, superuser: bool, has_secret: bool = False) -> list[str]:
+    """SQL statements that make roles, memberships and owners what they should be; none where they are.
+
+    `has_secret`: our own role proves itself with a password; else it must have none.
+    """
     steps = [f"CREATE ROLE {role} NOLOGIN" for role in PREDEFINED_ROLES if role not in facts.roles]
     for role in PREDEFINED_ROLES:
         found = facts.roles.get(role)
         if found is not None and (found.can_login or found.is_superuser):
             steps.append(f"ALTER ROLE {role} NOLOGIN NOSUPERUSER")
+    internal = facts.roles.get(INTERNAL_ROLE)
+    if internal is not None and internal.has_password and not has_secret:
+        steps.append(f"ALTER ROLE {INTERNAL_ROLE} PASSWORD NULL")
     steps += _administrator_steps(facts.roles.get(ADMINISTRATOR), superuser)
     wanted = dict.fromkeys(ADMINISTRATOR_MEMBERSHIPS, Membership(admin=True, inherit=True, set=True))
     wanted |= {role: Membership(True, True, True) for role in SAFE_POSTGRES_ROLES if role in facts.roles}

@@ -94,6 +94,11 @@ class EngineControl:
         return self._role
 
     @property
+    def has_password(self) -> bool:
+        """Our role proves itself with a password."""
+        return bool(self._password)
+
+    @property
     def default_database(self) -> str:
         return self._default_database
 

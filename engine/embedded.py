@@ -39,6 +39,7 @@ from engine.osuser import OsUsers
 from engine.prepare import EmbeddedOptions, PreparedEngine, prepare, start_failure
 from engine.process import Postmaster
 from engine.readiness import Readiness, probe_readiness
+from engine.secret import ensure_secret
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class EmbeddedCluster:
             self._control = EngineControl(lambda: self.address, password=prepared.internal_secret)
             atexit.register(self._last_resort)
             await self._launch(may_adopt=True)
+            await self._prove_ourselves(prepared)
             self._bootstrap = await bootstrap.run(
                 self._control,
                 self.layout,
@@ -188,6 +190,17 @@ class EmbeddedCluster:
             self._postmaster.reload()
 
     # The life of the postmaster.
+
+    async def _prove_ourselves(self, prepared: PreparedEngine) -> None:
+        if prepared.internal_secret is not None and self._postmaster is not None:
+            await ensure_secret(
+                self.control,
+                lambda: self.address,
+                self.layout,
+                prepared.users.frontend,
+                self._postmaster,
+                prepared.internal_secret,
+            )
 
     async def _launch(self, *, may_adopt: bool) -> None:
         """From no postmaster to one that accepts connections."""

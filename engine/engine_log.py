@@ -54,7 +54,12 @@ class LogLine:
 
     @property
     def is_fatal(self) -> bool:
-        return self.severity in ("FATAL", "PANIC")
+        """It ended the process, and the process was the engine's own: a client's end explains nothing."""
+        return self.severity == "PANIC" or (self.severity == "FATAL" and not _is_clients(self.kind))
+
+
+def _is_clients(kind: str) -> bool:
+    return kind == "not initialized" or kind.endswith("client backend")  # PostgreSQL 18 has "dead-end client backend"
 
 
 def parse_log_line(line: str) -> LogLine:
@@ -67,11 +72,11 @@ def parse_log_line(line: str) -> LogLine:
     if match is None:
         return LogLine(level=logging.WARNING, message=line)
     severity, kind = match["severity"], match["kind"]
-    is_a_clients = kind in ("client backend", "not initialized") and severity in ("ERROR", "FATAL", "WARNING")
+    is_a_clients = _is_clients(kind) and severity in ("ERROR", "FATAL", "WARNING")
     if is_a_clients or severity.startswith("DEBUG"):
         level = logging.DEBUG
     elif severity in _CONTINUATIONS:
-        level = logging.DEBUG if kind == "client backend" else logging.INFO
+        level = logging.DEBUG if _is_clients(kind) else logging.INFO
     else:
         level = _LEVELS.get(severity, logging.INFO)
     return LogLine(
@@ -171,5 +176,5 @@ class EngineLog:
         self.recent.append(line)
         self.last_line_at = time.monotonic()
         logger.log(line.level, "%s", line.message, extra={"engine_pid": line.pid, "sqlstate": line.sqlstate})
-        if line.message == _REINITIALIZING and self._on_reinitialize is not None:
+        if line.kind == "postmaster" and line.message == _REINITIALIZING and self._on_reinitialize is not None:
             self._on_reinitialize()

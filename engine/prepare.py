@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +45,7 @@ from engine.postgres_conf import (
 )
 from engine.process import DirectHost, Orphan, Postmaster, ProcessHost, find_orphan
 from engine.programs import Programs, check_data_version, find_programs, remove_old_copies
+from engine.secret import internal_secret
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def prepare(options: EmbeddedOptions) -> PreparedEngine:
             host=_process_host(users),
             max_connections=options.max_connections,
             lock_descriptor=lock_descriptor,
-            internal_secret=_internal_secret(layout, users) if identity.login is Login.SCRAM else None,
+            internal_secret=internal_secret(layout, users.frontend) if identity.login is Login.SCRAM else None,
         )
         has_changed = prepared.write_configuration(options.settings)
         prepared.orphan = _find_orphan(prepared, has_changed)
@@ -216,8 +216,9 @@ def start_failure(
     """The error for a postmaster that ended while it was being started, from what it said last."""
     said = list(lines)
     fatal = next((line for line in reversed(said) if line.is_fatal), None)
-    if any(line.sqlstate == _DISK_FULL_SQLSTATE for line in said):
-        return disk_full(layout.data_dir, fatal.message if fatal else None)
+    full = next((line for line in reversed(said) if line.sqlstate == _DISK_FULL_SQLSTATE), None)
+    if full is not None:
+        return disk_full(layout.data_dir, full.message)
     if fatal is not None and "lock file" in fatal.message and "already exists" in fatal.message:
         return DataDirectoryInUse(
             f'another engine works on "{layout.pgdata}"',
@@ -254,16 +255,6 @@ def _is_same_file(one: str, other: Path) -> bool:
         return os.path.samefile(one, other)
     except OSError:
         return False
-
-
-def _internal_secret(layout: DataLayout, users: OsUsers) -> str:
-    """The password of our own role where peer authentication cannot name us; made once."""
-    path = layout.keys / "internal.secret"
-    secret = _read(path)
-    if not secret:
-        secret = secrets.token_urlsafe(32)
-        write_private_file(path, secret, users.frontend)
-    return secret
 
 
 def _read(path: Path) -> str | None:

@@ -11,6 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
+import asyncpg
+
 from engine.capabilities import EngineInfo
 from engine.embedded import EmbeddedCluster, EmbeddedOptions
 from engine.errors import EngineError
@@ -43,7 +45,11 @@ async def serve(cluster: EmbeddedCluster, leave: bool) -> None:
     async def commands() -> None:
         while line := (await reader.readline()).decode().strip():
             if line.startswith("sql "):
-                print("answer", await cluster.control.fetchval(line[4:], database="postgres"), flush=True)
+                try:
+                    answer = await cluster.control.fetchval(line[4:], database="postgres")
+                except (EngineError, asyncpg.PostgresError) as error:
+                    answer = error
+                print("answer", answer, flush=True)
             elif line.startswith("user"):
                 print("answer", os.geteuid(), flush=True)
         ending.set()

@@ -253,7 +253,5 @@ async def test_what_was_dropped_comes_back(options: EmbeddedOptions) -> None:
     assert not await cluster.control.fetchval("SELECT rolcanlogin FROM pg_roles WHERE rolname = 'rustydb_admin'")
     assert await cluster.control.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = 'rustydb_audit_viewer'") == 1
     assert await cluster.control.fetchval("SELECT pg_has_role('postgres', 'pg_monitor', 'USAGE')")
-    assert await cluster.control.fetchval(
-        "SELECT has_database_privilege('rustydb_audit_viewer', 'rustydb', 'CONNECT')"
-    )
+    assert await cluster.control.fetchval("SELECT has_database_privilege('rustydb_audit_viewer', 'rustydb', 'CONNECT')")
     await cluster.stop()
