@@ -162,6 +162,11 @@ class BackendConnection(asyncio.Protocol):
         """Nothing owed and no transaction open."""
         return not self.plans and self.status == READY_IDLE and not self.is_lost
 
+    @property
+    def is_mid_message(self) -> bool:
+        """Part of a message was forwarded, and the rest has not come."""
+        return self._skip > 0 and not self._skip_is_hidden
+
     def pause_reading(self) -> None:
         """The client reads slower than the engine sends."""
         if not self._is_paused and not self.is_lost:

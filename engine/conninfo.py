@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from engine.errors import ConninfoError
 
@@ -173,10 +173,11 @@ def resolve(*layers: Mapping[str, str], default_user: str) -> ConnInfo:
 
 
 def _parse_uri(text: str) -> dict[str, str]:
-    # urlsplit knows no lists of hosts, so the authority is taken apart by hand.
-    parts = urlsplit(text)
+    # By hand: urlsplit knows no lists of hosts, and gives "#" a meaning that it does not have here.
+    before_query, _, query = text.partition("://")[2].partition("?")
+    authority, _, path = before_query.partition("/")
     values: dict[str, str] = {}
-    userinfo, at, places = parts.netloc.rpartition("@")
+    userinfo, at, places = authority.rpartition("@")
     if at:
         user, colon, password = userinfo.partition(":")
         values["user"] = _unquote(user)
@@ -191,11 +192,11 @@ def _parse_uri(text: str) -> dict[str, str]:
         values["host"] = ",".join(hosts)
     if any(ports):
         values["port"] = ",".join(ports)
-    database = _unquote(parts.path.removeprefix("/"))
+    database = _unquote(path)
     if database:
         values["dbname"] = database
     try:
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query), errors="strict")
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
     except ValueError as error:
         raise ConninfoError(
             "the connection URI has a malformed query", detail="It is keyword=value, joined by &."

@@ -41,6 +41,7 @@ from engine.observer import EngineObserver, NullObserver
 
 logger = logging.getLogger(__name__)
 
+OLDEST_MAJOR = 16
 _WATCH_SECONDS = 5.0
 _RETRY_FIRST_SECONDS = 0.2
 _RETRY_LAST_SECONDS = 30.0
@@ -116,6 +117,7 @@ class RemoteCluster:
             return
         try:
             await self._find_host()
+            await self._check_version()
             await bootstrap.run_remote(self.control, home_database=self._conninfo.database)
             self._capabilities = await probe_capabilities(self.control, can_login_as_any_role=False, is_exclusive=False)
             await self._announce()
@@ -175,6 +177,18 @@ class RemoteCluster:
             detail="; ".join(failures),
             hint="Check that the engine runs, and its host, port, user and password in engine.dsn.",
         )
+
+    async def _check_version(self) -> None:
+        version_num = int(
+            await self.control.fetchval(
+                "SELECT current_setting('server_version_num')", database=self._conninfo.database
+            )
+        )
+        if version_num // 10000 < OLDEST_MAJOR:
+            raise EngineStartError(
+                f"the remote engine at {self._address} is PostgreSQL {version_num // 10000}",
+                hint=f"RustyDB needs PostgreSQL {OLDEST_MAJOR} or later.",
+            )
 
     async def _use(self, address: EngineAddress, control: EngineControl, identity: tuple[Any, ...]) -> None:
         if self._control is not None:
