@@ -66,6 +66,7 @@ class Block(Generic[C]):
         "hold_seconds",
         "holding_since",
         "idle",
+        "is_refused",
         "key",
         "lease_seconds",
         "leased",
@@ -95,6 +96,7 @@ class Block(Generic[C]):
         self.generation = 0  # connections of an older one are closed when they come back
         self.surplus = 0  # how many of the next releases are for other blocks
         self.backoff = backoff
+        self.is_refused = False  # the last login was refused for good: only try for a waiter
         self.sessions = 0
         # For the policy, kept up by the pool.
         self.claim = 0.0
@@ -133,7 +135,7 @@ class Block(Generic[C]):
             return None
         conn = idle.pop()
         if conn.context is not context and idle:
-            conn = self._swap_for(context, conn)
+            conn = self._better_for(context, conn)
         seat = conn.seat
         seat.state = LEASED
         seat.leased_at = self._clock()
@@ -290,11 +292,12 @@ class Block(Generic[C]):
             if conn.seat.state == LONG_HELD or (conn.seat.state == LEASED and now - conn.seat.leased_at > longer_than)
         )
 
-    def _swap_for(self, context: object, top: C) -> C:
+    def _better_for(self, context: object, top: C) -> C:
         idle = self.idle
         for i in range(len(idle) - 1, max(-1, len(idle) - CONTEXT_SEARCH_DEPTH), -1):
             conn = idle[i]
             if conn.context is context:
-                idle[i] = top
+                del idle[i]
+                idle.append(top)
                 return conn
         return top

@@ -88,7 +88,7 @@ class Keeper(Generic[C]):
 
     def _fill_up(self, block: Block[C]) -> None:
         for _ in range(self._minimum(block) - block.size):
-            if not self._host.open_spare(block):
+            if block.is_refused or not self._host.open_spare(block):
                 break
 
     def _minimum(self, block: Block[C]) -> int:

@@ -68,6 +68,7 @@ class Pool(Generic[C]):
         self._waiting: dict[Block[C], None] = {}  # with waiters and connections
         self._starving: dict[Block[C], None] = {}  # with waiters and none, who has been without longest first
         self._is_contended = False  # somebody who may have a connection could not get one
+        self._open_circuits: set[PoolKey | None] = set()  # None is the engine's
         self._held_back: Counter[str] = Counter()  # databases that get no connections now, by evictions under way
         self._paused: set[str] = set()
         self._all_paused = False
@@ -227,7 +228,9 @@ class Pool(Generic[C]):
         self._observer.connected(block.key, seconds)
         now = self._clock()
         block.admit(conn, now, self._expiry(now))
+        block.is_refused = False
         self._file(block)
+        self._report_circuits(block, now)
         is_stale = generation != block.generation or self._is_held_back(block.key.database) or self.is_closed
         if is_stale or self.size > self.settings.max_backends:
             self.close_idle(block, conn, CloseReason.UNWANTED)
@@ -254,7 +257,9 @@ class Pool(Generic[C]):
         if kind is not None:
             self.counters.connect_failures += 1
             self._observer.connect_failed(block.key, exc, seconds)
+            self._report_circuits(block, self._clock())
         if kind is FailureKind.PERMANENT:
+            block.is_refused = True
             block.fail_all(exc)
         else:
             for waiting in tuple(self._starving) if kind is FailureKind.ENGINE else (block,):
@@ -434,6 +439,13 @@ class Pool(Generic[C]):
         error = None if block.size else self._hopeless(block, self._clock())
         if error is not None:
             block.fail_all(PoolUnavailable(error))
+
+    def _report_circuits(self, block: Block[C], now: float) -> None:
+        for key, backoff in ((None, self._connector.engine), (block.key, block.backoff)):
+            is_open = self._connector.is_open(backoff, now)
+            if is_open != (key in self._open_circuits):
+                self._open_circuits.symmetric_difference_update({key})
+                self._observer.breaker_changed(key, is_open)
 
     # --- small things
 
