@@ -29,6 +29,9 @@ class CatalogLoader(Protocol):
 
     async def read(self, database: str) -> CatalogSnapshot: ...
 
+    async def signature(self, database: str) -> str:
+        """Differs whenever what `read` looks at has changed."""
+
 
 _SYSTEM_SCHEMAS = frozenset({"pg_catalog", "information_schema"})
 _NO_NAMES: frozenset[Name] = frozenset()
@@ -114,6 +117,7 @@ class DatabaseCatalog(Generic[Info]):
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._cached_bytes = 0
+        self._signature = ""
 
     @property
     def snapshot(self) -> CatalogSnapshot:
@@ -145,12 +149,21 @@ class DatabaseCatalog(Generic[Info]):
         self.is_current = False
         self._forget()
 
-    async def load(self, loader: CatalogLoader) -> None:
-        """Read the catalog again. Changes that come about meanwhile leave it not current; call again then."""
+    async def load(self, loader: CatalogLoader) -> bool:
+        """Read the catalog again if it changed; True where it did. A later `invalidate` leaves it not current: load again.
+
+        Cheap where nothing changed, so it may follow every statement that could have changed the catalog unseen.
+        """
         generation = self.generation
+        signature = await loader.signature(self.database)
+        if self.is_current and signature == self._signature:
+            return False
         snapshot = await loader.read(self.database)
-        if generation == self.generation:
-            self.install(snapshot)
+        if generation != self.generation:
+            return False
+        self._signature = signature
+        self.install(snapshot)
+        return True
 
     def install(self, snapshot: CatalogSnapshot) -> None:
         """Take a new reading into use."""

@@ -123,6 +123,11 @@ class CatalogReader:
             if not proof.learn(reached, names):
                 return proof.with_sequences({names[oid] for oid in sequences if oid in names})
 
+    async def signature(self, database: str) -> str:
+        """A digest of the row versions of every catalog that `read` looks at, relations and columns apart."""
+        rows = await self._control.fetch(queries.SIGNATURE, database=database)
+        return str(rows[0]["signature"])
+
     def _facts(self, row: Mapping[str, Any], stateful_symbols: set[str]) -> RoutineFacts:
         language = row["lanname"]
         if row["proname"] in RUNS_QUERY_TEXT or row["proname"] in SESSION_EXTENSION_FUNCTIONS:

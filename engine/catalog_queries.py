@@ -129,3 +129,13 @@ SELECT 'anywhere', objid, '', '' FROM reached
  WHERE classid IN ('pg_cast'::regclass, 'pg_amproc'::regclass, 'pg_opclass'::regclass, 'pg_conversion'::regclass,
                    'pg_ts_parser'::regclass, 'pg_ts_template'::regclass, 'pg_am'::regclass)
 """
+
+_SIGNED = (
+    "pg_proc", "pg_aggregate", "pg_trigger", "pg_rewrite", "pg_policy", "pg_operator", "pg_cast", "pg_amproc",
+    "pg_attrdef", "pg_constraint", "pg_inherits", "pg_event_trigger", "pg_extension", "pg_type", "pg_index",
+)  # fmt: skip
+SIGNATURE = "SELECT concat_ws('|', " + ", ".join(
+    f"(SELECT concat_ws(',', count(*), sum(hashtextextended(t.xmin::text || t.ctid::text, 0))) FROM {name} t)"
+    for name in _SIGNED
+) + ") AS signature"  # fmt: skip
+"""Row versions and places: a new, changed or removed row changes the sum. Frozen rows keep their xmin."""

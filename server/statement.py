@@ -22,8 +22,8 @@ from server.statement_reader import OPAQUE, read_text
 
 StatementCatalog = DatabaseCatalog[QueryInfo]
 
-EXPENSIVE_BYTES = 16 << 10
-"""A text of this length takes milliseconds to understand: see `Analyzer.is_expensive`."""
+EXPENSIVE_BYTES = 4096
+"""A longer text takes more than about two milliseconds to understand: see `Analyzer.is_expensive`."""
 
 _MAX_CONSOLE_BYTES = 4096
 _CATALOG_RELOAD = Effect(EffectKind.CATALOG, value="reload")
@@ -53,21 +53,33 @@ class Analyzer:
 
     @staticmethod
     def is_expensive(text: bytes) -> bool:
-        """Whether a new text should be analysed in a thread: the parser releases the interpreter lock, the rest does
-        not.
-        """
+        """Whether a text that is not known yet should be read in a thread: then `read` there, `learn` here, `analyse`."""
         return len(text) > EXPENSIVE_BYTES
 
+    def is_known(self, text: bytes) -> bool:
+        """Whether `analyse` can do without reading `text` again."""
+        return text in self._texts
+
+    @staticmethod
+    def read(text: bytes) -> TextFacts:
+        """What `text` says by itself. Safe in a thread: the parser lets go of the interpreter lock."""
+        return read_text(text)
+
+    def learn(self, text: bytes, facts: TextFacts) -> TextFacts:
+        """Keep what `read` found, for `analyse`."""
+        _bound(self._texts, self._max_entries)
+        self._texts[text] = facts
+        return facts
+
     def facts(self, text: bytes) -> TextFacts:
-        """What `text` says by itself."""
+        """What `text` says by itself, from the caches where possible. Long texts rarely repeat with other constants."""
         facts = self._texts.get(text)
         if facts is not None:
             return facts
+        if self.is_expensive(text):
+            return self.learn(text, read_text(text))
         facts = self._template_facts(text)
-        if facts.is_constant_bound:
-            _bound(self._texts, self._max_entries)
-            self._texts[text] = facts
-        return facts
+        return self.learn(text, facts) if facts.is_constant_bound else facts
 
     def _template_facts(self, text: bytes) -> TextFacts:
         template = sql_parser.normalize(text)
@@ -101,7 +113,7 @@ class Analyzer:
 
     def _analyse_sql(self, text: bytes, catalog: StatementCatalog) -> QueryInfo:
         facts = self.facts(text)
-        if facts.is_constant_bound or not facts.statements:
+        if facts.is_constant_bound or not facts.template_id:
             return resolve(facts, catalog)
         info = catalog.templates.get(facts.template_id)
         if info is None:
@@ -149,7 +161,7 @@ def _resolve_statement(facts: StatementFacts, catalog: StatementCatalog, *, alon
         effects.append(HIDDEN)
     if catalog.calls_sequence(mentions.functions):
         effects.append(SEQUENCE)
-    if CATALOG in effects and (facts.scope & Scope.ROUTINES or hides):
+    if CATALOG in effects and (facts.scope & (Scope.ROUTINES | Scope.SEQUENCES) or hides):
         effects[effects.index(CATALOG)] = _CATALOG_RELOAD
     if not alone and facts.effects and _is_listen(facts):
         effects.append(_LISTEN_AMONG_OTHERS)

@@ -46,6 +46,17 @@ def _read_copy(draft: Draft) -> None:
         draft.effects.append(INSERTS)
 
 
+def _read_truncate(draft: Draft) -> None:
+    draft.kind = Kind.WRITE
+    draft.mentions.relations_written |= draft.mentions.relations_read
+    draft.mentions.relations_read.clear()
+
+
+def _read_refresh(draft: Draft) -> None:
+    draft.kind = Kind.WRITE
+    draft.mentions.relations_written |= draft.mentions.relations_read
+
+
 def _read_call(draft: Draft) -> None:
     draft.kind = Kind.CALL
 
@@ -71,6 +82,7 @@ def _read_transaction(draft: Draft) -> None:
     node = draft.node
     kind = _TRANSACTION_EFFECTS[node["kind"]]
     draft.effects.append(Effect(kind, node.get("savepoint_name") or node.get("gid") or ""))
+    draft.constant_bound = "gid" in node
     if node.get("chain"):
         draft.effects.append(Effect(EffectKind.BEGIN))
 
@@ -130,22 +142,30 @@ def _read_utility(draft: Draft) -> None:
 READERS: dict[str, Callable[[Draft], None]] = {
     "SelectStmt": _read_select,
     "PLAssignStmt": _read_assignment,
-    **dict.fromkeys(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"), _read_write),
+    "InsertStmt": _read_write,
+    "UpdateStmt": _read_write,
+    "DeleteStmt": _read_write,
+    "MergeStmt": _read_write,
+    "TruncateStmt": _read_truncate,
+    "RefreshMatViewStmt": _read_refresh,
     "CopyStmt": _read_copy,
     "CallStmt": _read_call,
     "TransactionStmt": _read_transaction,
     "VariableSetStmt": _read_set,
     "DiscardStmt": _read_discard,
-    **dict.fromkeys(("ListenStmt", "UnlistenStmt", "NotifyStmt"), _read_listen),
+    "ListenStmt": _read_listen,
+    "UnlistenStmt": _read_listen,
+    "NotifyStmt": _read_listen,
     "DeclareCursorStmt": _read_declare,
     "FetchStmt": _read_fetch,
     "ClosePortalStmt": _read_close,
     "LoadStmt": _read_load,
-    **dict.fromkeys(
-        (
-            "VariableShowStmt", "VacuumStmt", "CheckPointStmt", "LockStmt", "ConstraintsSetStmt", "ClusterStmt",
-            "ReindexStmt", "AlterSystemStmt", "RefreshMatViewStmt",
-        ),
-        _read_utility,
-    ),
-}  # fmt: skip
+    "VariableShowStmt": _read_utility,
+    "VacuumStmt": _read_utility,
+    "CheckPointStmt": _read_utility,
+    "LockStmt": _read_utility,
+    "ConstraintsSetStmt": _read_utility,
+    "ClusterStmt": _read_utility,
+    "ReindexStmt": _read_utility,
+    "AlterSystemStmt": _read_utility,
+}

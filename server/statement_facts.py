@@ -19,6 +19,7 @@ class Scope(IntFlag):
     NOTHING = 0
     RELATIONS = auto()  # new or changed relations and types: they matter only where they name something unproved
     ROUTINES = auto()  # functions, triggers, rules, operators, casts, extensions: the snapshot must be read again
+    SEQUENCES = auto()  # columns that advance sequences: the snapshot must be read again
     DATABASES = auto()
 
 

@@ -18,7 +18,8 @@ from server.statement_info import Effect, EffectKind, Kind, Needs, PinReason
 from server.statement_tags import tag_of
 from server.statement_walk import strings, walk
 
-OPAQUE = TextFacts((StatementFacts(Kind.OPAQUE, "", Mentions(), (HIDDEN,), scope=Scope.ROUTINES),), is_opaque=True)
+_UNREADABLE = StatementFacts(Kind.OPAQUE, "", Mentions(), (HIDDEN, CATALOG), scope=Scope.ROUTINES)
+OPAQUE = TextFacts((_UNREADABLE,), is_opaque=True)
 """Beyond our bounds, or rejected by the grammar. Effects are those of a statement that completed: rejected text never
 does.
 """
@@ -81,7 +82,7 @@ def _read_explain(draft: Draft) -> None:
     if inner is None:
         return
     draft.needs |= inner.needs
-    draft.constant_bound = inner.constant_bound
+    draft.constant_bound = inner.constant_bound or "options" in draft.node
     if analyzes:
         draft.kind = inner.kind
         draft.effects.extend(inner.effects)

@@ -16,8 +16,10 @@ from server.statement_facts import Mentions, Name
 FunctionCalls = list[Node]
 
 _WRITERS = frozenset({"InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
+_CREATORS = frozenset({"InsertStmt", "intoClause"})  # they fill a relation without reading it
 _LEAVES = frozenset({"A_Const", "String", "Integer", "Float", "Boolean", "ParamRef", "A_Star", "SQLValueFunction"})
-_NAME_LISTS = frozenset({"fields", "funcname", "names", "name", "colnames"})  # of String nodes, read where they stand
+_NAME_LISTS = frozenset({"fields", "funcname", "names", "name", "colnames", "lockingClause"})
+"""Lists of String nodes, which are read where they stand, and FOR UPDATE OF, which names aliases."""
 _NO_NAMES: frozenset[str] = frozenset()
 
 
@@ -45,6 +47,7 @@ def walk(tree: Node, mentions: Mentions, range_vars: list[Node] | None = None) -
     `tree` is a wrapped node, e.g. {"SelectStmt": {...}}, or an inner dictionary.
     """
     calls: FunctionCalls = []
+    targets: set[int] = set()
     stack: list[tuple[Any, frozenset[str]]] = [(tree, _NO_NAMES)]
     while stack:
         node, ctes = stack.pop()
@@ -57,7 +60,7 @@ def walk(tree: Node, mentions: Mentions, range_vars: list[Node] | None = None) -
         if with_clause is not None:
             ctes = _enter_with(with_clause, ctes, stack)
         elif "relname" in node:
-            if node.get("schemaname") or node["relname"] not in ctes:
+            if id(node) not in targets and (node.get("schemaname") or node["relname"] not in ctes):
                 mentions.relations_read.add(relation_name(node))
                 if range_vars is not None:
                     range_vars.append(node)
@@ -72,6 +75,8 @@ def walk(tree: Node, mentions: Mentions, range_vars: list[Node] | None = None) -
                 visit = _VISITORS.get(key)
                 if visit is not None:
                     visit(value, mentions)
+                    if key in _CREATORS:
+                        targets.add(id(value.get("relation") or value.get("rel")))
                     if key == "FuncCall" or key == "funccall":
                         calls.append(value)
                 if key != "withClause":
