@@ -44,7 +44,8 @@ from server.tls import TlsState, TlsStore
 
 log = logging.getLogger(__name__)
 
-MAX_UNREAD_BYTES: Final = 65_536  # kept for a client that sends before it may
+MAX_UNREAD_BYTES: Final = 65_536  # kept of a client that sends before it has logged in
+MAX_EARLY_BYTES: Final = 1_048_576  # and before its session is ready; drivers send nothing until then
 TLS_SHUTDOWN_SECONDS: Final = 2.0
 
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
@@ -136,14 +137,15 @@ class Handshake(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._client is not None:
+            # Not paused here: the end of the connection has to be noticed while the session opens.
             self._client.received += data
-            kept = len(self._client.received)
-        else:
-            self._unread += data
-            kept = len(self._unread)
-            self._wake()
-        # No packet before the session is as long as this: nobody waits for more until reading goes on in `_open`.
-        if kept > MAX_UNREAD_BYTES and not self._is_paused and self._transport is not None:
+            if len(self._client.received) > MAX_EARLY_BYTES and self._transport is not None:
+                self._transport.abort()
+            return
+        self._unread += data
+        self._wake()
+        # No packet before the session is as long as this: nobody waits for more until `_open` reads on.
+        if len(self._unread) > MAX_UNREAD_BYTES and not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()
 
@@ -280,6 +282,8 @@ class Handshake(asyncio.Protocol):
             pending_output=[proof.output],
             login_us=int((time.monotonic() - self._accepted_at) * 1e6),
         )
+        if self._is_paused and not transport.is_closing():
+            transport.resume_reading()
         try:
             await self._services.opener.open(client)
         except PgError:
@@ -288,8 +292,6 @@ class Handshake(asyncio.Protocol):
         finally:
             self._client = None
         self._services.counters.opened += 1
-        if self._is_paused and not transport.is_closing():
-            transport.resume_reading()
 
     # Helpers
 
@@ -348,22 +350,26 @@ class Handshake(asyncio.Protocol):
         log.info("refused %s as %r: %s %s (%s)", peer.shown, who, error.sqlstate, error.message, reason)
         # Answered first: a slow subscriber must not tell the client anything by its time.
         self._say(error_in_form_of(body, error))
-        if request is not None and services.report_failure is not None:
-            await services.report_failure(
-                AuthenticationFailed(
-                    role=request.role,
-                    database=request.database,
-                    auth_method=services.config.auth.method,
-                    client_addr=peer.address,
-                    client_port=peer.port,
-                    tls=peer.tls,
-                    application_name=request.application_name,
-                    sqlstate=error.sqlstate,
-                    reason=reason,
-                    is_throttled=isinstance(error, LoginRefused) and error.is_throttled,
-                    at=time.time(),
-                )
-            )
+        if request is None or services.report_failure is None:
+            return
+        event = AuthenticationFailed(
+            role=request.role,
+            database=request.database,
+            auth_method=services.config.auth.method,
+            client_addr=peer.address,
+            client_port=peer.port,
+            tls=peer.tls,
+            application_name=request.application_name,
+            sqlstate=error.sqlstate,
+            reason=reason,
+            is_throttled=isinstance(error, LoginRefused) and error.is_throttled,
+            at=time.time(),
+        )
+        try:
+            await services.report_failure(event)
+        except Exception:
+            # The client is refused whatever a subscriber makes of it.
+            log.exception("a refused login could not be reported")
 
     def _seconds_left(self) -> float:
         deadline = self._accepted_at + self._services.config.server.authentication_timeout

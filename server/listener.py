@@ -44,12 +44,17 @@ NEWCOMER_HEADROOM: Final = 64  # connections that have not named themselves yet,
 MOCK_SECRET_NAME: Final = "scram_mock_secret"
 MOCK_SECRET_BYTES: Final = 32
 PORT_ATTEMPTS: Final = 5
+DEFAULT_PORT: Final = 5432  # names the Unix socket where neither a port is set nor TCP used
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class FrontDoorError(Exception):
     """The front door cannot open. The text is for the operator."""
+
+
+class SocketUnusable(FrontDoorError):
+    """The Unix socket cannot be made. No reason to stay closed where there is a TCP address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +280,12 @@ async def bind_all(config: Config) -> list[tuple[socket.socket, ListenAddress]]:
         if problems and not opened:
             raise FrontDoorError("could not listen on any TCP address: " + "; ".join(problems))
         if settings.unix_socket_dir is not None:
-            opened.append(_bind_unix(settings.unix_socket_dir, port))
+            try:
+                opened.append(_bind_unix(settings.unix_socket_dir, port or DEFAULT_PORT))
+            except SocketUnusable as error:
+                if not opened:
+                    raise
+                log.warning("%s", error)
         if not opened:
             raise FrontDoorError("neither server.host nor server.unix_socket_dir is set: nobody could connect")
     except FrontDoorError:
@@ -327,7 +337,7 @@ def _bind_tcp(family: socket.AddressFamily, host: str, port: int, keepalive_seco
 def _bind_unix(directory: Path, port: int) -> tuple[socket.socket, ListenAddress]:
     path = socket_path(directory.absolute(), port)
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise FrontDoorError(
+        raise SocketUnusable(
             f"the path of the Unix socket is too long ({MAX_SOCKET_PATH_BYTES} bytes are allowed): {path}; "
             "set server.unix_socket_dir to a shorter one"
         )
@@ -343,7 +353,7 @@ def _bind_unix(directory: Path, port: int) -> tuple[socket.socket, ListenAddress
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise FrontDoorError(f"could not listen on the Unix socket {path}: {error.strerror}") from error
+        raise SocketUnusable(f"could not listen on the Unix socket {path}: {error.strerror}") from error
     except FrontDoorError:
         sock.close()
         raise

@@ -13,7 +13,7 @@ import ssl
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,23 +275,39 @@ def test_bytes_that_come_while_the_session_opens_are_not_lost(door: Door) -> Non
     client.send(message("p", text(mechanism) + struct.pack("!I", len(data)) + data))
     client.send(message("p", scram.respond(client.recv().body[4:])))
     sent = os.urandom(500_000)
-    client.socket.setblocking(False)
-    at = 0
-    deadline = time.monotonic() + 1.0
-    while at < len(sent) and time.monotonic() < deadline:
-        try:
-            at += client.socket.send(sent[at : at + 50_000])
-        except BlockingIOError:
-            time.sleep(0.02)
-    assert len(opener.clients[0].received) < 400_000  # not all of it is kept in memory
+    client.send(sent)
+    assert eventually(lambda: opener.clients and len(opener.clients[0].received) == len(sent))
     door.thread.loop.call_soon_threadsafe(gate.set)
-    client.socket.setblocking(True)
-    client.socket.settimeout(10)
     client.recv_match("R", "R", "Z")
     received = bytes(client._buffer)
-    while len(received) < at:
+    while len(received) < len(sent):
         received += client.socket.recv(65536)
-    assert received == sent[:at]
+    assert received == sent
+
+
+def test_a_client_that_sends_without_end_before_its_session_is_ready_is_cut_off(door: Door) -> None:
+    door.opener.gate = door.thread.run(_make_event())
+    client = door.connect()
+    client.send(startup(ALICE))
+    scram = ScramClient("alice", PASSWORD)
+    client.recv()
+    mechanism, data = scram.first(["SCRAM-SHA-256"])
+    client.send(message("p", text(mechanism) + struct.pack("!I", len(data)) + data))
+    client.send(message("p", scram.respond(client.recv().body[4:])))
+    with pytest.raises(OSError):
+        client.send(bytes(50_000_000))
+    assert eventually(lambda: door.opener.cancelled == 1)
+    assert len(door.opener.clients[0].received) < 2_000_000
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+    """Does it come true in time?"""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 async def _make_event() -> asyncio.Event:
@@ -389,9 +405,7 @@ def test_cancel_requests_are_handed_on_and_never_answered(door: Door, secret: by
     client.send(packet)
     with pytest.raises(ConnectionEnded):
         client.recv()
-    deadline = time.monotonic() + 5
-    while len(door.opener.cancels) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert eventually(lambda: len(door.opener.cancels) == 3)
     assert door.opener.cancels == [(4711, secret)] * 3
 
 
@@ -597,9 +611,7 @@ def test_max_clients_is_applied_before_the_login(tmp_path: Path) -> None:
         # A cancel is no client.
         door.raw(struct.pack("!IIII", 16, CANCEL_REQUEST, 1, 2)).close()
         clients[0].socket.close()
-        deadline = time.monotonic() + 5
-        while door.front_door.limits.clients > 1 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert eventually(lambda: door.front_door.limits.clients == 1)
         again = door.connect()
         assert log_in(again)[-1].kind == "Z"
         door.hang_up()
@@ -704,9 +716,7 @@ def test_a_client_that_vanishes_while_its_session_opens_cancels_the_opening(door
     mechanism, data = scram.first(["SCRAM-SHA-256"])
     client.send(message("p", text(mechanism) + struct.pack("!I", len(data)) + data))
     client.send(message("p", scram.respond(client.recv().body[4:])))
-    deadline = time.monotonic() + 5
-    while not door.opener.clients and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert eventually(lambda: door.opener.clients)
     door.hang_up()
     assert door.settled() == (0, 0)
     assert door.opener.cancelled == 1
@@ -927,6 +937,32 @@ def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -
     second.close()
     with pytest.raises(FrontDoorError, match="path of the Unix socket is too long"):
         _bind_unix(tmp_path / ("x" * 120), 5432)
+
+
+def test_a_socket_directory_that_is_too_long_is_only_a_warning_beside_tcp(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_door(tmp_path, server={"unix_socket_dir": tmp_path / ("x" * 120)}) as door:
+        assert [address.is_local for address in door.front_door.addresses] == [False]
+    assert "path of the Unix socket is too long" in caplog.text
+
+
+def test_a_door_without_tcp_has_the_default_port_in_its_name(tmp_path: Path) -> None:
+    with running_door(tmp_path, server={"host": ""}) as door:
+        assert door.unix_path.endswith("/.s.PGSQL.5432")
+
+
+def test_a_subscriber_that_fails_does_not_let_anybody_in(tmp_path: Path) -> None:
+    with running_door(tmp_path) as door:
+
+        async def fail(event: Any) -> None:
+            raise RuntimeError("the audit log is full")
+
+        assert door.front_door._services is not None
+        door.front_door._services.report_failure = fail
+        client = door.connect()
+        assert error_fields(log_in(client, password="wrong"))["C"] == "28P01"
+        assert client.is_at_end()
 
 
 def test_a_client_certificate_stands_for_its_role(tmp_path: Path) -> None:
