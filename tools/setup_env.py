@@ -93,7 +93,7 @@ def install(locks: list[Path]) -> int:
     return status
 
 
-INSTALL = ["install", "--quiet", "--no-input", "--disable-pip-version-check", "--root-user-action=ignore"]
+INSTALL = ["install", "--quiet", "--quiet", "--no-input", "--disable-pip-version-check", "--root-user-action=ignore"]
 
 
 def fingerprint(*, dev: bool) -> str:
