@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 
-from server.pool import Block, Pool, PoolKey, PoolSettings, Seat
+from server.pool import Block, Pool, PoolKey, PoolSettings, Seat, SilentObserver
 from tests.simulation.virtual_loop import VirtualLoop
 
 Seconds = Callable[[], float]
@@ -99,6 +99,16 @@ class SimulatedEngine:
         self.open.discard(conn)
 
 
+class Strict(SilentObserver):
+    """A simulated session has no bugs: what its callbacks raise is a finding."""
+
+    def __init__(self) -> None:
+        self.findings: list[Exception] = []
+
+    def callback_failed(self, key: PoolKey, exc: Exception) -> None:
+        self.findings.append(exc)
+
+
 class Simulation:
     """One pool on one simulated engine, and the figures of whoever uses it."""
 
@@ -116,6 +126,7 @@ class Simulation:
         self.engine = SimulatedEngine(
             self.loop, self.rng, settings.max_backends, lambda: self.rng.uniform(*login), cores
         )
+        self.observer = Strict()
         self.pool: Pool[SimulatedConnection] = Pool(
             connect=self.engine.connect,
             disconnect=self.engine.disconnect,
@@ -123,6 +134,7 @@ class Simulation:
             loop=self.loop,
             clock=self.loop.time,
             rng=random.Random(seed + 1),
+            observer=self.observer,
         )
         self.engine.lost = self.pool.conn_lost
         self.waits: dict[str, list[float]] = defaultdict(list)
@@ -156,6 +168,7 @@ class Simulation:
     def run(self, seconds: float) -> Simulation:
         self.loop.run_for(seconds)
         assert not self.loop.errors, self.loop.errors
+        assert not self.observer.findings, self.observer.findings
         return self
 
     def waiting_longest(self) -> float:

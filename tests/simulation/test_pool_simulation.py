@@ -309,25 +309,26 @@ def _utilisation(sim: Simulation, seconds: float, hold: float) -> float:
     return sim.served() * hold / (seconds * sim.settings.max_backends)
 
 
+# A little below what the pool reaches with any seed tried.
 MINIMUM_SCORES: dict[Scenario, float] = {
-    one_database_below_its_size: 0,
-    sixteen_clients_on_four_connections: 0,
-    equal_databases_at_the_budget: 0,
-    short_and_long_statements_share_a_budget: 0,
-    a_noisy_neighbour: 0,
-    rare_visitors_in_a_saturated_pool: 0,
-    many_more_databases_than_connections: 0,
-    a_thousand_roles_on_twenty_connections: 0,
-    long_transactions_hold_a_whole_block: 0,
-    slow_statements_fill_the_budget: 0,
-    a_login_storm: 0,
-    the_engine_restarts: 0,
-    the_engine_stays_away: 0,
-    two_databases_take_turns_on_one_connection: 0,
-    thinking_sessions_of_twenty_databases_on_ten_connections: 0,
-    load_moves_from_one_database_to_another: 0,
-    a_newcomer_finds_the_budget_idle_elsewhere: 0,
-    logins_become_slow: 0,
+    one_database_below_its_size: 98,
+    sixteen_clients_on_four_connections: 98,
+    equal_databases_at_the_budget: 95,
+    short_and_long_statements_share_a_budget: 85,
+    a_noisy_neighbour: 95,
+    rare_visitors_in_a_saturated_pool: 95,
+    many_more_databases_than_connections: 95,
+    a_thousand_roles_on_twenty_connections: 97,
+    long_transactions_hold_a_whole_block: 98,
+    slow_statements_fill_the_budget: 97,
+    a_login_storm: 93,
+    the_engine_restarts: 93,
+    the_engine_stays_away: 95,
+    two_databases_take_turns_on_one_connection: 96,
+    thinking_sessions_of_twenty_databases_on_ten_connections: 89,
+    load_moves_from_one_database_to_another: 96,
+    a_newcomer_finds_the_budget_idle_elsewhere: 98,
+    logins_become_slow: 98,
 }
 
 
