@@ -24,6 +24,7 @@ from protocol.scan import (
     B_DATA_ROW,
     B_EMPTY_QUERY,
     B_ERROR,
+    B_NOTIFICATION,
     B_PARAMETER_STATUS,
     B_PORTAL_SUSPENDED,
     B_READY,
@@ -51,14 +52,17 @@ class BackendOwner(Protocol):
     def backend_complete(self, tag: bytes | None) -> None:
         """A statement completed (`b""`: an empty one, None: its row limit was reached). Only while `watch_completions` is set."""
 
-    def backend_error(self, error: PgError) -> None:
-        """The engine refused something of the client's; its bytes are in the chunk that follows."""
+    def backend_error(self, error: PgError, raw: bytes) -> bytes:
+        """The engine refused something of the client's; returns the ErrorResponse for the client, mostly `raw`."""
 
     def backend_parameter(self, name: str, value: str) -> None:
         """A reported setting changed; its bytes are in the chunk that follows."""
 
     def backend_copy_in(self) -> None:
         """The engine waits for CopyData."""
+
+    def backend_notifier(self, pid: int) -> int:
+        """The process id that clients know the sender of a notification by."""
 
     def backend_lost(self, error: PgError | None) -> None:
         """The connection is gone; `error` is the FATAL the engine sent, if it did."""
@@ -249,6 +253,13 @@ class BackendConnection(asyncio.Protocol):
             if kind == B_COMMAND_COMPLETE:
                 if self.watch_completions and self.owner is not None:
                     self.owner.backend_complete(data[pos + HEADER_BYTES : end - 1])
+            elif kind == B_NOTIFICATION:
+                data = data[:pos] + self._with_virtual_pid(data[pos:end]) + data[end:]
+            elif kind == B_ERROR:
+                shown = self._error(data[pos:end])
+                data = data[:pos] + shown + data[end:]
+                end = pos + len(shown)
+                end_of_data = len(data)
             else:
                 self._notice_reply(kind, data, pos, end)
             pos = end
@@ -284,14 +295,22 @@ class BackendConnection(asyncio.Protocol):
                 out.append(data[pos:end])
                 pos = end
                 continue
-            out.append(plan.receive(kind, data[pos:end]))
+            raw = data[pos:end]
+            if kind == B_NOTIFICATION:
+                raw = self._with_virtual_pid(raw)
+            elif kind == B_ERROR:
+                raw = self._error(raw)
+            out.append(plan.receive(kind, raw))
             out.append(plan.local_answers())
             if kind == B_READY:
                 self.status = data[pos + 5]
-                self.plans.popleft()
-                if self.owner is not None:
-                    self.owner.backend_ready(b"".join(out), self.status)
-                return data[end:]
+                if not plan.queue:
+                    self.plans.popleft()
+                    if self.owner is not None:
+                        self.owner.backend_ready(b"".join(out), self.status)
+                    return data[end:]
+                pos = end
+                continue
             if kind == B_COMMAND_COMPLETE:
                 if self.watch_completions and self.owner is not None:
                     self.owner.backend_complete(data[pos + HEADER_BYTES : end - 1])
@@ -324,6 +343,8 @@ class BackendConnection(asyncio.Protocol):
             elif kind == B_ERROR:
                 plan.receive(kind, body)
                 self._remember_fatal(plan.error)
+            elif kind == B_NOTIFICATION:
+                self._forward(self._with_virtual_pid(data[pos:end]))
             else:
                 plan.receive(kind, body)
             pos = end
@@ -348,7 +369,8 @@ class BackendConnection(asyncio.Protocol):
             elif kind == B_ERROR:
                 self._remember_fatal(PgError.from_body(body))
             elif self.owner is not None:
-                self.owner.backend_chunk(data[pos:end])
+                raw = data[pos:end]
+                self.owner.backend_chunk(self._with_virtual_pid(raw) if kind == B_NOTIFICATION else raw)
             pos = end
         self._tail = data[pos:]
         return b""
@@ -361,11 +383,6 @@ class BackendConnection(asyncio.Protocol):
             self.reported[name] = value
             if owner is not None:
                 owner.backend_parameter(name, value)
-        elif kind == B_ERROR:
-            error = PgError.from_body(data[pos + HEADER_BYTES : end])
-            self._remember_fatal(error)
-            if owner is not None:
-                owner.backend_error(error)
         elif kind == B_COPY_IN:
             if owner is not None:
                 owner.backend_copy_in()
@@ -374,6 +391,19 @@ class BackendConnection(asyncio.Protocol):
                 owner.backend_complete(b"")
             elif kind == B_PORTAL_SUSPENDED:
                 owner.backend_complete(None)
+
+    def _error(self, raw: bytes) -> bytes:
+        """An ErrorResponse of a client's run: told to the owner, and in the words the client should see."""
+        error = PgError.from_body(raw[HEADER_BYTES:])
+        self._remember_fatal(error)
+        return raw if self.owner is None else self.owner.backend_error(error, raw)
+
+    def _with_virtual_pid(self, notification: bytes) -> bytes:
+        """A NotificationResponse with the sender's process id as clients know it."""
+        if self.owner is None:
+            return notification
+        pid = self.owner.backend_notifier(int.from_bytes(notification[5:9], "big"))
+        return notification[:5] + pid.to_bytes(4, "big") + notification[9:]
 
     def _forward(self, chunk: bytes) -> None:
         if self.owner is not None:

@@ -49,6 +49,7 @@ class Reply(Enum):
     CLOSE = auto()
     FUNCTION_CALL = auto()
     SYNC = auto()
+    QUERY = auto()  # a simple Query inside a pipeline: skipped after an error, else it ends in ReadyForQuery
     LOCAL = auto()  # not sent: `bytes_` is the answer
 
 
@@ -76,7 +77,9 @@ _ASYNCHRONOUS: Final = frozenset({B_NOTICE, B_NOTIFICATION, B_PARAMETER_STATUS})
 
 
 class Expected:
-    """One request's answer. `on_answer` is told the raw message that ended it, b"" where an error dropped it; `error` replaces the engine's error."""
+    """One request's answer. `on_answer` is told the raw message that ended it, b"" where an error dropped it; `error`
+    replaces the engine's error.
+    """
 
     __slots__ = ("action", "bytes_", "error", "on_answer", "reply")
 
@@ -161,7 +164,7 @@ class MixedReplies:
             return raw
         if kind == B_COPY_IN:
             self._forget_sync_during_copy()
-        if _ENDS.get(kind) is head.reply:
+        if _ENDS.get(kind) is head.reply or (kind == B_READY and head.reply is Reply.QUERY):
             self.queue.popleft()
             if head.reply is Reply.SYNC:
                 self.failed = False
@@ -175,6 +178,8 @@ class MixedReplies:
         """An error drops everything expected up to the next Sync (PostgreSQL skips those messages)."""
         queue = self.queue
         head = queue[0] if queue else None
+        if head is not None and head.reply is Reply.QUERY:
+            return raw  # its own error; its ReadyForQuery follows
         replacement = head.error if head is not None and head.error is not None else raw
         while queue and queue[0].reply is not Reply.SYNC:
             dropped = queue.popleft()

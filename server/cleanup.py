@@ -125,8 +125,9 @@ class BackendCleaner:
     def backend_complete(self, tag: bytes | None) -> None:
         """Of no interest."""
 
-    def backend_error(self, error: PgError) -> None:
+    def backend_error(self, error: PgError, raw: bytes) -> bytes:
         """Of no interest."""
+        return raw
 
     def backend_parameter(self, name: str, value: str) -> None:
         """The backend is not what its context says any more."""
@@ -135,6 +136,10 @@ class BackendCleaner:
     def backend_copy_in(self) -> None:
         """A COPY FROM STDIN began after its client had gone: what is already sent behind it would be read as data."""
         self._finish(reusable=False)
+
+    def backend_notifier(self, pid: int) -> int:
+        """Of no interest."""
+        return pid
 
     def backend_lost(self, error: PgError | None) -> None:
         """Then there is nothing to clean."""

@@ -49,6 +49,7 @@ class EffectTracker:
         "deallocated",
         "listens",
         "must_prove",
+        "notified",
         "roles_changed",
         "rolled_back",
         "routines_changed",
@@ -62,6 +63,7 @@ class EffectTracker:
         self.catalog_changed = False
         self.roles_changed = False
         self.routines_changed = False
+        self.notified = False
         self.rolled_back = False
         self.listens: list[Effect] = []
 
@@ -127,6 +129,8 @@ class EffectTracker:
             self.roles_changed = True
         elif kind is EffectKind.LISTEN or kind is EffectKind.UNLISTEN:
             self.listens.append(effect)
+        elif kind is EffectKind.NOTIFY:
+            self.notified = True
         elif kind is EffectKind.SEQUENCE:
             session.advanced_sequence()
 

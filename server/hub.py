@@ -38,10 +38,11 @@ from server.session import ClientSession
 from server.session_state import Phase
 from server.special import SpecialRuns
 from server.statement import Analyzer
+from server.statement_functions import PID_RELATIONS
 from server.statement_info import EffectKind, QueryInfo
 from server.totals import DatabaseTotals
 from server.tunnel import open_tunnel
-from server.virtual_pid import rewrite
+from server.virtual_pid import PID_COLUMNS_QUERY, PidRewriter
 from server.welcome import Welcome, WelcomeBook
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class SessionHub:
         self._listeners: dict[str, ListenHub] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._session_tasks: dict[ClientSession, asyncio.Task[object]] = {}
+        self._pid_rewriter: PidRewriter | None = None
         self._next_pid = _FIRST_VIRTUAL_PID
         self._serials = itertools.count(1)
         self._cancels = asyncio.Semaphore(_CANCELS_AT_ONCE)
@@ -373,14 +375,26 @@ class SessionHub:
             else:
                 session.channels.clear()
 
-    def rewrite_pids(self, session: ClientSession, text: bytes) -> bytes:
+    async def rewrite_pids(self, session: ClientSession, text: bytes) -> bytes:
         """Virtual process ids in a statement's text."""
-        mapping = [
-            (backend.pid, backend.owner.pid)
+        rewriter = self._pid_rewriter
+        if rewriter is None:
+            rows = await self.cluster.control.fetch(PID_COLUMNS_QUERY, sorted(PID_RELATIONS))
+            rewriter = self._pid_rewriter = PidRewriter({row["relname"]: row["columns"] for row in rows})
+        leased = [
+            (backend.pid, owner.pid)
             for backend in self.backends.values()
-            if isinstance(backend.owner, ClientSession)
+            if isinstance(owner := backend.owner, ClientSession) and owner is not session
         ]
-        return rewrite(text, session.pid, mapping)
+        return rewriter.rewrite(text, session.pid, leased).text
+
+    def sync_listener(self, session: ClientSession, then: Callable[[], None]) -> None:
+        """Call `then` when the session has every notification sent before now."""
+        hub = self._listeners.get(session.database.name)
+        if hub is None:
+            then()
+        else:
+            hub.sync(then)
 
     def virtual_pid(self, pid: int) -> int:
         """The session that used a backend last, as clients know it; the number itself for processes that are not ours."""

@@ -71,6 +71,13 @@ class ListenHub:
         if not self._subscribers:
             self.close_connection()
 
+    def sync(self, then: Callable[[], None]) -> None:
+        """Call `then` when everything sent before now has been handed to the subscribers."""
+        if self._connection is None or self._connection.is_lost:
+            then()
+            return
+        self._connection.send_hidden("", lambda _: then())
+
     def close_connection(self) -> None:
         """Let go of the connection (no subscriber left, or the database is about to go)."""
         connection, self._connection = self._connection, None
@@ -111,12 +118,13 @@ class ListenHub:
         """A message while idle: only notifications are of interest."""
         if chunk[0] != B_NOTIFICATION:
             return
-        pid = int.from_bytes(chunk[5:9], "big")
-        end = chunk.index(0, 9)
-        channel = chunk[9:end].decode(errors="replace")
-        message = chunk[:5] + self._virtual_pid(pid).to_bytes(4, "big") + chunk[9:]
+        channel = chunk[9 : chunk.index(0, 9)].decode(errors="replace")
         for listener in list(self._subscribers.get(channel, ())):
-            listener.notify(message)
+            listener.notify(chunk)
+
+    def backend_notifier(self, pid: int) -> int:
+        """The session that sent it."""
+        return self._virtual_pid(pid)
 
     def backend_ready(self, chunk: bytes, status: int) -> None:
         """Nothing of a client's runs here."""
@@ -124,8 +132,9 @@ class ListenHub:
     def backend_complete(self, tag: bytes | None) -> None:
         """Nothing of a client's runs here."""
 
-    def backend_error(self, error: PgError) -> None:
+    def backend_error(self, error: PgError, raw: bytes) -> bytes:
         """Nothing of a client's runs here."""
+        return raw
 
     def backend_parameter(self, name: str, value: str) -> None:
         """Of no interest."""

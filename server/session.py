@@ -134,7 +134,9 @@ class ClientSession(BackendSide, asyncio.Protocol):
         elif kind == F_FUNCTION_CALL:
             self._start_function_call(run)
         elif kind in (F_COPY_DATA, F_COPY_DONE, F_COPY_FAIL):
-            return  # left over from a COPY that failed: PostgreSQL drops them too
+            # Ahead of CopyInResponse, or left over from a COPY that failed: PostgreSQL drops the latter, and so do we.
+            if self.phase is OPEN and self.backend is not None:
+                self.backend.send_more(run)
         else:
             self._start_extended(run)
 
@@ -235,10 +237,9 @@ class ClientSession(BackendSide, asyncio.Protocol):
         backend.unnamed = None
         self.run_is_extended = False
         if self.phase is OPEN:
-            self.phase = ACTIVE  # a Query always ends in ReadyForQuery
             plan = backend.plans[-1]
             assert isinstance(plan, MixedReplies)
-            plan.push(Expected(Reply.SYNC))
+            plan.push(Expected(Reply.QUERY))
             backend.send_more(self.request)
             return
         self.phase = ACTIVE

@@ -12,11 +12,15 @@ from time import perf_counter
 
 from engine.connection import BackendConnection
 from protocol.errors import PgError
-from protocol.expectations import HiddenReplies
+from protocol.expectations import PASS, Expected, HiddenReplies, MixedReplies, Reply
 from protocol.scan import READY_IDLE, SYNC_BYTES, message
 from server.context import must_await_replay, replay_sql
 from server.errors import pool_error
+from server.prepared import BACKEND_NAME_PREFIX
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, WAITING, SessionState
+
+
+_READY_BYTES = 6
 
 
 class BackendSide(SessionState):
@@ -151,13 +155,21 @@ class BackendSide(SessionState):
                 self.phase = BUSY
                 self.host.run_after(self, pending, chunk)
                 return
+        if self.effects is not None and self.effects.notified and self.channels and status == READY_IDLE:
+            # What a session sends itself arrives before ReadyForQuery.
+            self.phase = BUSY
+            self.host.sync_listener(self, lambda: self.end_run(chunk) if self.is_open else None)
+            return
         self.end_run(chunk)
 
     def end_run(self, chunk: bytes) -> None:
         """Give the client the last bytes of its run, ReadyForQuery among them, and go on."""
-        self.transport.write(chunk)
-        self.is_self_synced = False
         status = self.status
+        self.is_self_synced = False
+        if self.notifications is not None and status == READY_IDLE:
+            chunk = chunk[:-_READY_BYTES] + b"".join(self.notifications) + chunk[-_READY_BYTES:]
+            self.notifications = None
+        self.transport.write(chunk)
         if self._skip_bytes:
             self.is_tainted = True  # a CopyData message was cut in half: the backend still waits for its rest
         if status == READY_IDLE:
@@ -209,8 +221,8 @@ class BackendSide(SessionState):
         if self.observed is not None:
             self.observed.completed(tag)
 
-    def backend_error(self, error: PgError) -> None:
-        """The engine refused; the client gets its words in the chunk that follows."""
+    def backend_error(self, error: PgError, raw: bytes) -> bytes:
+        """The engine refused; the client gets its words, with its own names for prepared statements."""
         self.database.stats.count_error(error.sqlstate)
         if self.is_self_synced:
             self.is_skipping = True  # PostgreSQL would skip up to the client's own Sync
@@ -220,6 +232,15 @@ class BackendSide(SessionState):
             self.run_error = error
         if error.sqlstate == "0A000" and self.run_is_extended:
             self.database.bump_generation()  # a shared statement's result type changed: a fresh Parse gets a fresh one
+        if BACKEND_NAME_PREFIX in raw and self.prepared:
+            return self._with_own_names(error)
+        return raw
+
+    def _with_own_names(self, error: PgError) -> bytes:
+        for name, statement in (self.prepared or {}).items():
+            ours, theirs = statement.shared.name.decode(), name.decode(errors="replace")
+            error.message = error.message.replace(f'"{ours}"', f'"{theirs}"')
+        return error.to_error_response()
 
     def backend_parameter(self, name: str, value: str) -> None:
         """A reported setting changed under a statement of ours."""
@@ -230,8 +251,18 @@ class BackendSide(SessionState):
     def backend_copy_in(self) -> None:
         """The engine waits for CopyData."""
         self.phase = COPY_IN
+        backend = self.backend
+        if self.run_is_extended and backend is not None and backend.plans[0] is PASS:
+            # The Sync that was sent is ignored during COPY: one more will come, and what follows the COPY before it.
+            replies = MixedReplies()
+            replies.push(Expected(Reply.EXECUTE))
+            backend.plans[0] = replies
         if self.inbox:
             asyncio.get_running_loop().call_soon(self.pump)
+
+    def backend_notifier(self, pid: int) -> int:
+        """The session that sent a notification."""
+        return self.host.virtual_pid(pid)
 
     def backend_lost(self, error: PgError | None) -> None:
         """The engine closed our backend."""

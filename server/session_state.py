@@ -77,6 +77,12 @@ class SessionHost(Protocol):
     def run_after(self, session: ClientSession, pending: Awaitable[None], chunk: bytes) -> None:
         """Wait for those who must know before the client does, then `end_run`."""
 
+    def virtual_pid(self, pid: int) -> int:
+        """The session that used a backend last."""
+
+    def sync_listener(self, session: ClientSession, then: Callable[[], None]) -> None:
+        """Call `then` when the session has every notification sent before now."""
+
     def leave(self, session: ClientSession, backend: BackendConnection | None, reason: str) -> None:
         """The session ended; `backend`, in whatever state, is to be cleaned and given back."""
 

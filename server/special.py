@@ -63,7 +63,7 @@ class SpecialHost(Protocol):
     def subscribe(self, session: ClientSession, channel: str, *, on: bool) -> None:
         """Add or drop ("": all) a subscription that the listener already hears."""
 
-    def rewrite_pids(self, session: ClientSession, text: bytes) -> bytes:
+    async def rewrite_pids(self, session: ClientSession, text: bytes) -> bytes:
         """The text with virtual process ids in it."""
 
 
@@ -204,7 +204,7 @@ class SpecialRuns:
         if info.reads_sequence and PinReason.SEQUENCE_STATE not in session.pins:
             await self._bind_to_sequences(session)
         if info.needs & Needs.REWRITE_PIDS:
-            text = self._host.rewrite_pids(session, text)
+            text = await self._host.rewrite_pids(session, text)
         return text
 
     async def _command(
