@@ -24,7 +24,10 @@ class Cluster(Protocol):
     """One PostgreSQL engine."""
 
     def prepare(self) -> None:
-        """Do what may need root. Blocks. `start` does it where it was not done."""
+        """Do what may need root: users, directories, the lock. Blocks. `start` does it where it was not done."""
+
+    def give_up_root(self) -> None:
+        """Become `security.frontend_os_user` for good, after `prepare` and before the event loop."""
 
     async def start(self) -> None:
         """Until the engine is ready: control database, roles and capabilities are there. Raises EngineError."""
@@ -101,7 +104,12 @@ class ClusterConfig(Protocol):
 def open_cluster(config: ClusterConfig, observer: EngineObserver | None = None) -> Cluster:
     """The cluster that the configuration names; not started yet. Raises EngineConfigError."""
     if config.engine.mode == "remote":
-        return RemoteCluster(config.engine.dsn, observer)
+        return RemoteCluster(
+            config.engine.dsn,
+            observer,
+            data_dir=config.server.data_dir,
+            frontend_os_user=config.security.frontend_os_user or None,
+        )
     return EmbeddedCluster(embedded_options(config), observer)
 
 

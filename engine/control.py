@@ -72,7 +72,6 @@ class EngineControl:
         address: Callable[[], EngineAddress],
         *,
         role: str = INTERNAL_ROLE,
-        password: str | None = None,
         default_database: str = CONTROL_DATABASE,
         connect_timeout_seconds: float = 10.0,
         idle_seconds: float = 60.0,
@@ -80,7 +79,6 @@ class EngineControl:
     ) -> None:
         self._address = address
         self._role = role
-        self._password = password
         self._default_database = default_database
         self._connect_timeout_seconds = connect_timeout_seconds
         self._idle_seconds = idle_seconds
@@ -96,7 +94,7 @@ class EngineControl:
     @property
     def has_password(self) -> bool:
         """Our role proves itself with a password."""
-        return bool(self._password)
+        return bool(self._secret())
 
     @property
     def default_database(self) -> str:
@@ -188,7 +186,7 @@ class EngineControl:
                 port=address.port,
                 user=self._role,
                 # Explicit values, empty ones too: asyncpg would otherwise obey PGPASSWORD, PGSSLMODE and their like.
-                password=self._password or "",
+                password=self._secret() or "",
                 database=database,
                 timeout=self._connect_timeout_seconds,
                 ssl=address.tls if address.tls is not None else False,
@@ -206,6 +204,11 @@ class EngineControl:
             raise EngineUnavailable(
                 f"could not connect to the engine at {address}", detail=str(error) or type(error).__name__
             ) from error
+
+    def _secret(self) -> str | None:
+        """What proves our role to the engine: its address knows."""
+        lookup = self._address().user_secret
+        return lookup(self._role) if lookup is not None else None
 
     def _schedule_reaper(self) -> None:
         if self._reaper is None:

@@ -12,7 +12,7 @@ intervals, and the observer hears of it; only `stop` ends that. One cluster obje
 `prepare` to `stop`, so a second front end is refused.
 
 As root the engine runs as another user (`engine.osuser`). Where the front end is to give root up, call `prepare` as
-root, then `engine.osuser.drop_privileges(cluster.users.frontend)`, then `start`.
+root, then `give_up_root`, then run the event loop with `start`: a helper is forked by `prepare`, before any thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from engine.engine_log import EngineLog
 from engine.errors import EngineError, EngineStartError, EngineStartTimeout, EngineUnavailable
 from engine.layout import ENGINE_PORT, DataLayout
 from engine.observer import EngineObserver, NullObserver
-from engine.osuser import OsUsers
+from engine.osuser import OsUsers, drop_privileges
 from engine.prepare import EmbeddedOptions, PreparedEngine, prepare, start_failure
 from engine.process import Postmaster
 from engine.readiness import Readiness, probe_readiness
@@ -133,6 +133,10 @@ class EmbeddedCluster:
         if self._prepared is None:
             self._prepared = prepare(self._options)
 
+    def give_up_root(self) -> None:
+        """Become the front end's user, for good; nothing happens where this process is that user already."""
+        drop_privileges(self.users.frontend)
+
     async def start(self) -> None:
         """Start the engine, or adopt the one that a killed front end left, and wait until it is ready."""
         if self._supervisor is not None:
@@ -144,7 +148,7 @@ class EmbeddedCluster:
             prepared = self._prepared
             self._log = EngineLog(self.layout.log_fifo, self._on_reinitialize)
             self._log.open()
-            self._control = EngineControl(lambda: self.address, password=prepared.internal_secret)
+            self._control = EngineControl(lambda: self.address)
             atexit.register(self._last_resort)
             await self._launch(may_adopt=True)
             await self._prove_ourselves(prepared)

@@ -126,10 +126,18 @@ def create_directories(layout: DataLayout, users: OsUsers) -> None:
         _make_directory(layout.engine, users.engine, 0o700)
         # The set-group-id bit gives the engine's group to what a front end that is not in it writes there.
         _make_directory(layout.conf, users.frontend, 0o2750 if users.is_separate else 0o700, gid=users.engine.gid)
-        for directory in (layout.audit, layout.keys, layout.tls):
-            _make_directory(directory, users.frontend, 0o700)
+        create_frontend_directories(layout, users.frontend)
         if not layout.log_fifo.exists():
             _make_fifo(layout.log_fifo, users.frontend)
+    except OSError as error:
+        raise directory_error(layout.data_dir, error) from error
+
+
+def create_frontend_directories(layout: DataLayout, frontend: OsUser) -> None:
+    """What the front end alone may enter."""
+    try:
+        for directory in (layout.audit, layout.keys, layout.tls):
+            _make_directory(directory, frontend, 0o700)
     except OSError as error:
         raise directory_error(layout.data_dir, error) from error
 

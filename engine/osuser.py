@@ -82,21 +82,22 @@ def choose_users(engine_os_user: str | None = None, frontend_os_user: str | None
 
     Raises EngineUserError where a named user does not exist, is root, or cannot be switched to.
     """
-    me = current_user()
-    if me.uid != 0:
-        for setting, wanted in (("engine.os_user", engine_os_user), ("security.frontend_os_user", frontend_os_user)):
-            if wanted and find_user(wanted) != me:
-                raise EngineUserError(
-                    f'{setting} is "{wanted}", but RustyDB runs as {me}',
-                    detail="Only root can start a program as another user.",
-                    hint=f"Start RustyDB as root, or remove {setting}.",
-                )
-        return OsUsers(frontend=me, engine=me)
-    frontend = _named_user(frontend_os_user, "security.frontend_os_user") if frontend_os_user else me
+    frontend = choose_frontend(frontend_os_user)
+    if os.geteuid() != 0:
+        _check_is_us(engine_os_user, "engine.os_user")
+        return OsUsers(frontend=frontend, engine=frontend)
     engine = _engine_user_for_root(engine_os_user)
     if engine.uid == frontend.uid:
         logger.warning("front end and engine both run as %s: nothing protects the audit trail from the engine", engine)
     return OsUsers(frontend=frontend, engine=engine)
+
+
+def choose_frontend(frontend_os_user: str | None = None) -> OsUser:
+    """Who the front end runs as: ourselves, or the user that root is to be given up for."""
+    if os.geteuid() != 0:
+        _check_is_us(frontend_os_user, "security.frontend_os_user")
+        return current_user()
+    return _named_user(frontend_os_user, "security.frontend_os_user") if frontend_os_user else current_user()
 
 
 def drop_privileges(user: OsUser) -> None:
@@ -148,6 +149,16 @@ def _may(status: os.stat_result, user: OsUser, bit: int) -> bool:
     if status.st_gid in (user.gid, *supplementary_groups(user)):
         return bool(status.st_mode & (bit << 3))
     return bool(status.st_mode & bit)
+
+
+def _check_is_us(wanted: str | None, setting: str) -> None:
+    me = current_user()
+    if wanted and find_user(wanted) != me:
+        raise EngineUserError(
+            f'{setting} is "{wanted}", but RustyDB runs as {me}',
+            detail="Only root can start a program as another user.",
+            hint=f"Start RustyDB as root, or remove {setting}.",
+        )
 
 
 def _named_user(name: str, setting: str) -> OsUser:

@@ -35,9 +35,11 @@ from engine.conninfo import (
     parse_service,
     resolve,
 )
-from engine.control import CONTROL_DATABASE, EngineControl
+from engine.control import EngineControl
 from engine.errors import ConninfoError, EngineError, EngineStartError, EngineUnavailable
+from engine.layout import DataLayout, acquire_lock, create_data_dir, create_frontend_directories
 from engine.observer import EngineObserver, NullObserver
+from engine.osuser import OsUsers, choose_frontend, drop_privileges
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class RemoteCluster:
         dsn: str,
         observer: EngineObserver | None = None,
         *,
+        data_dir: Path | None = None,
+        frontend_os_user: str | None = None,
         environ: Mapping[str, str] | None = None,
         watch_seconds: float = _WATCH_SECONDS,
     ) -> None:
@@ -69,8 +73,11 @@ class RemoteCluster:
         self._tls = tls_context(self._conninfo)
         self._observer: EngineObserver = observer or NullObserver()
         self._watch_seconds = watch_seconds
+        self._layout = DataLayout(Path(os.path.abspath(data_dir))) if data_dir is not None else None
+        self._frontend_os_user = frontend_os_user
+        self._lock_descriptor = -1
         self._address: EngineAddress | None = None
-        self._control: EngineControl | None = None
+        self._control = EngineControl(lambda: self.address, role=self._conninfo.user)
         self._info: EngineInfo | None = None
         self._capabilities: BackendCapabilities | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -80,15 +87,13 @@ class RemoteCluster:
 
     @property
     def address(self) -> EngineAddress:
-        """Where backends dial now; another host after a failover."""
+        """Where backends dial now; another host after a failover. Backends ask for it each time."""
         if self._address is None:
             raise EngineUnavailable("the remote engine has not been reached")
         return self._address
 
     @property
     def control(self) -> EngineControl:
-        if self._control is None:
-            raise EngineUnavailable("the remote engine has not been reached")
         return self._control
 
     @property
@@ -109,13 +114,24 @@ class RemoteCluster:
         return self._is_ready
 
     def prepare(self) -> None:
-        """Nothing needs root here."""
+        """Take the data directory, which holds keys, certificates and the audit log here too. Blocks; idempotent."""
+        if self._layout is None or self._lock_descriptor >= 0:
+            return
+        frontend = choose_frontend(self._frontend_os_user)
+        create_data_dir(self._layout, OsUsers(frontend, frontend))
+        self._lock_descriptor = acquire_lock(self._layout, frontend)
+        create_frontend_directories(self._layout, frontend)
+
+    def give_up_root(self) -> None:
+        """Become the front end's user, for good."""
+        drop_privileges(choose_frontend(self._frontend_os_user))
 
     async def start(self) -> None:
         """Reach the engine and make what RustyDB needs in it. Raises EngineError."""
         if self._watcher is not None:
             return
         try:
+            self.prepare()
             await self._find_host()
             await self._check_version()
             await bootstrap.run_remote(self.control, home_database=self._conninfo.database)
@@ -149,28 +165,25 @@ class RemoteCluster:
     async def _find_host(self) -> None:
         """Go through the hosts until one fits; the first that is only reachable serves `prefer-standby`."""
         failures: list[str] = []
-        fallback: tuple[EngineAddress, EngineControl, tuple[Any, ...]] | None = None
+        fallback: tuple[EngineAddress, tuple[Any, ...]] | None = None
         for place in self._conninfo.hosts:
             for address in self._addresses(place):
-                control = self._control_at(address, place)
                 try:
-                    row = (await control.fetch(_IDENTITY_QUERY, database=self._conninfo.database))[0]
+                    row = await self._identify(address)
                 except (EngineError, asyncpg.PostgresError) as error:
                     failures.append(f"{address}: {_reason(error)}")
-                    await control.close()
                     continue
                 identity = (str(address), row["started_at"], row["in_recovery"])
                 if _fits(self._conninfo.target_session_attrs, row["in_recovery"], row["read_only"]):
-                    await self._use(address, control, identity)
+                    self._use(address, identity)
                     return
                 if self._conninfo.target_session_attrs == "prefer-standby" and fallback is None:
-                    fallback = (address, control, identity)
+                    fallback = (address, identity)
                     break
                 failures.append(f"{address}: is not {self._conninfo.target_session_attrs}")
-                await control.close()
                 break
         if fallback is not None:
-            await self._use(*fallback)
+            self._use(*fallback)
             return
         raise EngineUnavailable(
             "no host of engine.dsn can be used",
@@ -190,10 +203,23 @@ class RemoteCluster:
                 hint=f"RustyDB needs PostgreSQL {OLDEST_MAJOR} or later.",
             )
 
-    async def _use(self, address: EngineAddress, control: EngineControl, identity: tuple[Any, ...]) -> None:
-        if self._control is not None:
-            await self._control.close()
-        self._address, self._control, self._identity = address, control, identity
+    async def _identify(self, address: EngineAddress) -> asyncpg.Record:
+        """What runs at an address, asked on a connection of its own."""
+        visitor = EngineControl(
+            lambda: address,
+            role=self._conninfo.user,
+            default_database=self._conninfo.database,
+            connect_timeout_seconds=self._conninfo.connect_timeout_seconds,
+        )
+        try:
+            return (await visitor.fetch(_IDENTITY_QUERY))[0]
+        finally:
+            await visitor.close()
+
+    def _use(self, address: EngineAddress, identity: tuple[Any, ...]) -> None:
+        """Everybody holds the one control object: it forgets its connections and dials the new address."""
+        self._control.abandon()
+        self._address, self._identity = address, identity
         if address.tls is None and not address.is_unix and address.host not in ("localhost", "127.0.0.1", "::1"):
             logger.warning("the connection to the remote engine at %s is not encrypted", address)
 
@@ -208,17 +234,6 @@ class RemoteCluster:
             host, place.port, tls=self._tls, user_secret=self._user_secret, tls_hostname=place.host
         )
         return {"allow": [plain, encrypted], "prefer": [encrypted, plain]}.get(mode, [encrypted])
-
-    def _control_at(self, address: EngineAddress, place: HostPort) -> EngineControl:
-        info = self._conninfo
-        password = info.password or self._lookup(place, info.user)
-        return EngineControl(
-            lambda: address,
-            role=info.user,
-            password=password,
-            default_database=CONTROL_DATABASE,
-            connect_timeout_seconds=info.connect_timeout_seconds,
-        )
 
     def _lookup(self, place: HostPort, role: str) -> str | None:
         if self._passwords is None:
@@ -275,8 +290,10 @@ class RemoteCluster:
             delay = min(delay * 2, _RETRY_LAST_SECONDS)
 
     async def _close(self) -> None:
-        if self._control is not None:
-            await self._control.close()
+        await self._control.close()
+        if self._lock_descriptor >= 0:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = -1
 
 
 def load_conninfo(dsn: str, environ: Mapping[str, str]) -> ConnInfo:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 
 import asyncpg
 
@@ -50,7 +51,7 @@ async def ensure_secret(
     """Make the engine know the secret. Raises EngineStartError where it cannot be taught."""
     if await _is_accepted(control):
         return
-    teacher = EngineControl(address, default_database="template1")
+    teacher = EngineControl(lambda: replace(address(), user_secret=None), default_database="template1")
     write_private_file(layout.hba_file, TRUST_INTERNAL_HBA, owner, mode=0o640)
     try:
         postmaster.reload()

@@ -16,7 +16,6 @@ import asyncpg
 from engine.capabilities import EngineInfo
 from engine.embedded import EmbeddedCluster, EmbeddedOptions
 from engine.errors import EngineError
-from engine.osuser import drop_privileges
 
 
 class Printer:
@@ -76,7 +75,7 @@ def main() -> int:
     cluster = EmbeddedCluster(options, Printer())
     try:
         cluster.prepare()
-        drop_privileges(cluster.users.frontend)
+        cluster.give_up_root()
         asyncio.run(serve(cluster, "--leave" in arguments))
     except EngineError as error:
         print("error", str(error).replace("\n", " | "), flush=True)
