@@ -301,7 +301,7 @@ DEEP = {
     "array_brackets": "SELECT " + "ARRAY[" * 10_000 + "1" + "]" * 10_000,
     "many_statements": ";".join(["SELECT 1"] * 5_000),
     "long_in_list": "SELECT 1 WHERE 1 IN (" + ",".join(map(str, range(60_000))) + ")",
-    "open_comments": "/*" * 50_000 + " SELECT 1 " + "*/" * 50_000,
+    "open_comments": "/*" * 5_000 + " */" * 5_000 + "SELECT 1",
     "cut_off_in_the_middle": "SELECT " + "(SELECT " * 10_000 + "1",
 }
 

@@ -67,11 +67,13 @@ def test_backend_terminated_mid_row_gives_an_error_and_no_half_answer(
         os.kill(pid, signal.SIGTERM)
     found = rest_of(client)
     assert not any(part.kind == "C" for part in found), "the result was called complete"
-    assert [part.fields["C"] for part in found if part.kind == "E"] in (["57P01"], ["08006"], ["57P01", "57P01"])
+    # PostgreSQL ends without a word where the reply was cut in the middle of a message: nothing can follow that.
+    assert {part.fields["C"] for part in found if part.kind == "E"} <= {"57P01", "08006"}
+    assert not any(part.kind == "Z" for part in found)
     client.abort()
 
 
-def test_backend_terminated_while_idle_is_not_noticed(server: RustyServer, bystander: object) -> None:
+def test_backend_terminated_while_idle_is_not_noticed(server: RustyServer) -> None:
     with WireClient.login(server.target) as client:
         client.simple("SET own.kept TO 'kept'")
         for _ in range(5):
@@ -145,21 +147,24 @@ def test_engine_killed_again_and_again_under_load(server: RustyServer) -> None:
     with WireClient.login(server.target) as client:
         client.simple("DROP TABLE IF EXISTS ledger; CREATE TABLE ledger (n int PRIMARY KEY)")
     ledgers: list[Ledger] = []
+    stop = threading.Event()
     for life in range(2):
         threads: list[threading.Thread] = []
         for writer in range(4):
             ledger = Ledger()
             ledgers.append(ledger)
             first = (life * 4 + writer) * 1_000_000
-            arguments = (server.target, first, ledger, bool(writer % 2))
+            arguments = (server.target, first, ledger, bool(writer % 2), stop)
             threads.append(threading.Thread(target=write_until_refused, args=arguments))
             threads[-1].start()
         time.sleep(0.7)
         server.kill_engine()
+        wait_until(lambda: answers(server.target), BACK_SECONDS, "the engine's return")
+        stop.set()  # a session that had no statement under way lives, and its writer goes on
         for thread in threads:
             thread.join(60)
             assert not thread.is_alive()
-        wait_until(lambda: answers(server.target), BACK_SECONDS, "the engine's return")
+        stop.clear()
     check_ledgers(server.target, ledgers)
 
 
@@ -193,6 +198,7 @@ def test_sigterm_under_load_loses_no_acknowledged_write(dispensable: RustyServer
         thread.join(20)
         assert not thread.is_alive()
     assert idle.is_at_end(2.0)
+    idle.abort()
     assert server.engine_pid == 0, "the engine was left running"
     server.start()
     check_ledgers(server.target, ledgers)

@@ -67,14 +67,16 @@ class Ledger:
     end: str = ""
 
 
-def write_until_refused(target: Target, first: int, ledger: Ledger, extended: bool) -> None:
-    """Insert first, first + 1, ... into `ledger(n)`, one transaction each, until the server ends the session."""
+def write_until_refused(
+    target: Target, first: int, ledger: Ledger, in_blocks: bool, stop: threading.Event | None = None
+) -> None:
+    """Insert first, first + 1, ... into `ledger(n)`, one transaction each, until an error comes or `stop` is set."""
     with WireClient.login(target) as client:
         number = first
-        while True:
+        while stop is None or not stop.is_set():
             ledger.unknown = number
             try:
-                if extended:
+                if in_blocks:
                     client.simple(f"BEGIN; INSERT INTO ledger VALUES ({number})")
                     client.simple("COMMIT")
                 else:
@@ -83,6 +85,7 @@ def write_until_refused(target: Target, first: int, ledger: Ledger, extended: bo
                 ledger.end = str(error)
                 return
             ledger.acknowledged.append(number)
+            ledger.unknown = None
             number += 1
 
 
