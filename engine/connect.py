@@ -182,6 +182,7 @@ async def _authenticate(
     transport: asyncio.Transport, handshake: _Handshake, role: str, credentials: Credentials
 ) -> None:
     scram: ScramClient | None = None
+    is_verified = True
     while True:
         kind, body = await handshake.next_message()
         if kind == B_ERROR:
@@ -191,18 +192,23 @@ async def _authenticate(
         code = int.from_bytes(body[:4], "big")
         try:
             if code == 0:
+                if not is_verified:
+                    raise PgError("28000", "the database engine did not prove that it knows the role's secret")
                 return
             if code == 3 and credentials.password is not None and transport.get_extra_info("ssl_object") is not None:
                 transport.write(message(b"p", credentials.password.encode() + b"\0"))
             elif code == 10 and (credentials.password is not None or credentials.keys is not None):
+                offered = [name.decode(errors="replace") for name in body[4:].split(b"\0") if name]
                 scram = ScramClient(role, password=credentials.password, keys=credentials.keys)
-                mechanism, first = scram.first()
+                is_verified = False
+                mechanism, first = scram.first(offered)
                 answer = mechanism.encode() + b"\0" + len(first).to_bytes(4, "big") + first
                 transport.write(message(b"p", answer))
             elif code == 11 and scram is not None:
                 transport.write(message(b"p", scram.respond(body[4:])))
             elif code == 12 and scram is not None:
                 scram.verify(body[4:])
+                is_verified = True
             else:
                 raise PgError(
                     "28000",

@@ -27,9 +27,18 @@ from server.admin.show import show_commands
 from server.admin.sources import AdminSources
 from server.config import Config, ConfigError
 from server.control_room import ControlRoom
+from server.drain import sweep
 from server.extension.bus import EventBus
 from server.extension.commands import CommandRegistry
-from server.extension.events import EngineLost, EngineStarted
+from server.extension.context import QueryContext
+from server.extension.events import (
+    ConfigReloaded,
+    EngineLost,
+    EngineStarted,
+    FeatureFailed,
+    ServerStarted,
+    ServerStopping,
+)
 from server.extension.hooks import Hooks
 from server.extension.http_routes import HttpRoutes
 from server.extension.services import Services
@@ -42,6 +51,7 @@ from server.loop_lag import LoopLagMonitor
 from server.membership import Membership
 from server.metrics import ServerMetrics
 from server.metrics_collector import MetricsCollector
+from server.statement_info import QueryInfo
 from server.version import rustydb_version
 
 _log = logging.getLogger("rustydb")
@@ -55,8 +65,8 @@ class RustyServer:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.bus = EventBus()
-        self.hooks = Hooks()
+        self.bus = EventBus(config.events.buffer_size, on_failure=self._on_subscriber_failure)
+        self.hooks = Hooks(report=self._on_hook_failure, analyse=self._analyse)
         self.commands = CommandRegistry()
         self.metrics = ServerMetrics()
         self.registry = CollectorRegistry()
@@ -104,7 +114,15 @@ class RustyServer:
         for command in (*show_commands(sources), *control_commands(control)):
             self.commands.register(command)
         self.metrics.subscribe(self.bus)
-        self.registry.register(MetricsCollector(self.metrics, control, self.bus, session_counts=control.session_counts))
+        self.registry.register(
+            MetricsCollector(
+                self.metrics,
+                control,
+                self.bus,
+                session_counts=control.session_counts,
+                analysis_cache=control.analysis_cache,
+            )
+        )
         self._features.load(config.features.enabled)
         self._features.setup()
         await self._features.start()
@@ -117,6 +135,8 @@ class RustyServer:
         self.lag.start()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="sweeper")
         self._is_serving = True
+        where = tuple(str(address) for address in self._front_door.addresses)
+        self.bus.publish(ServerStarted(rustydb_version(), where, self._features.running, time.time()))
         self._announce(time.monotonic() - began)
 
     def _announce(self, seconds: float) -> None:
@@ -137,12 +157,16 @@ class RustyServer:
 
     async def stop(self) -> None:
         """Drain, then end everything, the engine last."""
+        if self._is_serving:
+            mode = self.hub.drain.mode if self._drain else "immediate"
+            self.bus.publish(ServerStopping(mode, "", time.time()))
         self._is_serving = False
         if self._front_door is not None:
             await self._front_door.stop_accepting()
         if hasattr(self, "hub"):
             if self._drain:
-                await self.hub.drain(self.config.server.shutdown_timeout)
+                self.hub.is_draining = True
+                await self.hub.drain.run(self.hub, self.config.server.shutdown_timeout)
             await self.hub.close()
         if self._front_door is not None:
             await self._front_door.close()
@@ -161,14 +185,14 @@ class RustyServer:
         if self._stopping.is_set() or not drain:
             self._drain = False
             if hasattr(self, "hub"):
-                self.hub.stop_draining()
+                self.hub.drain.hurry()
         self._stopping.set()
 
     def _on_shutdown(self, mode: str) -> None:
         if mode == "immediate":
             self.request_stop(drain=False)
             return
-        self.hub.drain_mode = mode
+        self.hub.drain.mode = mode
         self.request_stop()
 
     async def reload(self) -> list[str]:
@@ -181,11 +205,14 @@ class RustyServer:
         self.hub.retune()
         if self._front_door is not None:
             self._front_door.reload()
-        return [change.name for change in report.changed]
+        changed = tuple(change.name for change in report.changed)
+        pending = tuple(change.name for change in report.restart_required)
+        await self.bus.deliver(ConfigReloaded(changed, pending, "", time.time()))
+        return list(changed)
 
     def reload_soon(self) -> None:
         """SIGHUP."""
-        self.hub.spawn(self._reload_logged(), "reload")
+        self.hub.tasks.spawn(self._reload_logged(), "reload")
 
     async def _reload_logged(self) -> None:
         try:
@@ -203,7 +230,20 @@ class RustyServer:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            self.hub.sweep()
+            sweep(self.hub, self.config)
+
+    # -- extensions ------------------------------------------------------------------------------------------------
+
+    def _analyse(self, text: str, context: QueryContext) -> QueryInfo:
+        """The text of a Rewrite."""
+        return self.hub.databases[context.session.database].analyse(text.encode(), None)
+
+    def _on_hook_failure(self, feature: str, where: str, error: BaseException, is_fatal: bool) -> None:
+        _log.error("feature %s failed in %s", feature, where, exc_info=error)
+        self.bus.publish(FeatureFailed(feature, where, repr(error), is_fatal, time.time()))
+
+    def _on_subscriber_failure(self, subscriber: str, where: str, error: BaseException) -> None:
+        _log.error("subscriber %s failed in %s", subscriber, where, exc_info=error)
 
     # -- EngineObserver --------------------------------------------------------------------------------------------
 

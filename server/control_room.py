@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from server.metrics_collector import CacheCounters
 from server.session import ClientSession
 from server.session_state import Phase
 from server.snapshots import BackendSnapshot, PoolSnapshot, PoolStats, SessionSnapshot
@@ -42,6 +43,7 @@ class ControlRoom:
         self._is_ready = is_ready
         self._started_at = time.time()
         self._clock_offset = time.time() - perf_counter()
+        self._monotonic_offset = time.time() - time.monotonic()  # the pool's clock
 
     def sessions(self) -> list[SessionSnapshot]:
         """All client sessions."""
@@ -49,7 +51,7 @@ class ControlRoom:
 
     def backends(self) -> list[BackendSnapshot]:
         """All backends."""
-        return [self._backend(backend) for backend in self._hub.backends.values()]
+        return [self._backend(backend) for backend in self._hub.backends.by_pid.values()]
 
     def pools(self) -> list[PoolSnapshot]:
         """All pools, with the sessions the pool itself does not know of."""
@@ -69,6 +71,13 @@ class ControlRoom:
             key = (session.database.name, _state(session))
             counts[key] = counts.get(key, 0) + 1
         return counts
+
+    def analysis_cache(self) -> CacheCounters:
+        """How often a text had been analysed before."""
+        statements = sum(state.stats.statements for state in self._hub.databases.values())
+        entries = sum(len(state.infos) for state in self._hub.databases.values())
+        misses = self._hub.analyses
+        return CacheCounters(max(0, statements - misses), misses, entries)
 
     async def pause(self, database: str | None) -> None:
         """Stop giving out backends; returns when the leased ones are back."""
@@ -155,7 +164,7 @@ class ControlRoom:
             database=backend.database,
             state=state,
             connected_at=backend.connected_at,
-            released_at=backend.connected_at,
+            released_at=backend.seat.released_at + self._monotonic_offset if backend.seat.released_at else 0.0,
             session_pid=owner.pid if isinstance(owner, ClientSession) else None,
             prepared_statements=len(backend.prepared),
             statements=backend.statements,

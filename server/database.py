@@ -44,6 +44,7 @@ class DatabaseState:
         self.statements = StatementRegistry()
         self.catalog: DatabaseCatalog[QueryInfo] = DatabaseCatalog(name)
         self.generation = 0
+        self.analyses = 0
         self.stats = stats
         self.infos = self.catalog.cache
         self.parses: dict[bytes, QueryInfo] = {}
@@ -83,6 +84,7 @@ class DatabaseState:
 
     def analyse(self, text: bytes, encoding: str | None) -> QueryInfo:
         """What a Query text does; remembered in `infos`."""
+        self.analyses += 1
         return self._analyzer.analyse(_transcode(text, encoding) if encoding is not None else text, self.catalog)
 
     def info_of_parse(self, text_and_types: bytes, encoding: str | None) -> QueryInfo:

@@ -167,3 +167,64 @@ async def _run(connection: BackendConnection, sql: str) -> None:
 
 def _ignore(reply: HiddenReplies) -> None:
     """UNLISTEN cannot fail in a way that matters: what is heard without a subscriber is dropped."""
+
+
+class Listening(Protocol):
+    """A session with its subscriptions."""
+
+    channels: set[str] | None
+
+    def notify(self, message: bytes) -> None:
+        """Give the client a NotificationResponse, when the protocol allows."""
+
+
+class ListenHubs:
+    """The shared listeners of all databases."""
+
+    def __init__(self, dial: Callable[[str], Awaitable[BackendConnection]], virtual_pid: Callable[[int], int]) -> None:
+        self._dial = dial
+        self._virtual_pid = virtual_pid
+        self._hubs: dict[str, ListenHub] = {}
+
+    async def hear(self, database: str, channel: str) -> None:
+        """Make the listener of a database hear a channel."""
+        hub = self._hubs.get(database)
+        if hub is None:
+            hub = self._hubs[database] = ListenHub(lambda: self._dial(database), self._virtual_pid)
+        await hub.hear(channel)
+
+    def subscribe(self, database: str, session: Listening, channel: str, *, on: bool) -> None:
+        """Add or drop ("": all) a subscription."""
+        hub = self._hubs.get(database)
+        if on:
+            if session.channels is None:
+                session.channels = set()
+            session.channels.add(channel)
+            if hub is not None:
+                hub.subscribe(session, channel)
+        elif session.channels:
+            if hub is not None:
+                hub.unsubscribe(session, channel)
+            if channel:
+                session.channels.discard(channel)
+            else:
+                session.channels.clear()
+
+    def sync(self, database: str, then: Callable[[], None]) -> None:
+        """Call `then` when what was sent before now has been handed out."""
+        hub = self._hubs.get(database)
+        if hub is None:
+            then()
+        else:
+            hub.sync(then)
+
+    def make_way(self, database: str) -> None:
+        """Leave a database that is about to go. Sessions elsewhere keep their subscriptions."""
+        hub = self._hubs.get(database)
+        if hub is not None:
+            hub.close_connection()
+
+    def close(self) -> None:
+        """For good."""
+        for hub in self._hubs.values():
+            hub.close()

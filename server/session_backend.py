@@ -19,7 +19,6 @@ from server.errors import pool_error
 from server.prepared import BACKEND_NAME_PREFIX
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, WAITING, SessionState
 
-
 _READY_BYTES = 6
 
 

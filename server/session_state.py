@@ -21,7 +21,7 @@ from server.prepared import VirtualStatement
 from server.statement_info import Needs, PinReason, QueryInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable
 
     from server.database import DatabaseState
     from server.extension.context import SessionInfo
@@ -62,9 +62,6 @@ class SessionHost(Protocol):
 
     observer: QueryObserver
     max_message_bytes: int
-
-    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
-        """Run something of a session's own in a task that the server owns."""
 
     def run_special(self, session: ClientSession, request: bytes, info: QueryInfo | None) -> None:
         """Take over a run that needs work first; sets the session on its way again when done."""

@@ -151,8 +151,8 @@ class SpecialRuns:
         if needs & Needs.ADMIN:
             bound = info.console_command
             assert isinstance(bound, BoundCommand)
-            reply = encode.simple_reply(bound, await self._command(session, bound))
-            self._answer(session, reply)
+            result = await self._command(session, bound)
+            self._answer(session, await encode.reply_in_turns(bound, result, is_simple=True, encoding=session.encoding))
             return
         if needs & Needs.LISTENER:
             self._answer(session, await self._listen(session, info))
@@ -390,9 +390,12 @@ class SpecialRuns:
         bound = info.console_command
         if not isinstance(bound, BoundCommand):
             return await self._listen(session, info)
-        parameters = encode.decode_parameters(bound, portal.values, portal.parameter_formats)
+        encoding = session.encoding
+        parameters = encode.decode_parameters(bound, portal.values, portal.parameter_formats, encoding)
         result = await self._command(session, bound, tuple(parameters))
-        return encode.execute_reply(bound, result, portal.result_formats)
+        return await encode.reply_in_turns(
+            bound, result, is_simple=False, formats=portal.result_formats, encoding=encoding
+        )
 
 
 async def hidden(backend: BackendConnection, sql: str) -> HiddenReplies:

@@ -53,7 +53,7 @@ class Analyzer:
 
     @staticmethod
     def is_expensive(text: bytes) -> bool:
-        """Whether a text that is not known yet should be read in a thread: then `read` there, `learn` here, `analyse`."""
+        """Whether a text that is not known yet should be read in a thread: `read` there, then `learn` and `analyse`."""
         return len(text) > EXPENSIVE_BYTES
 
     def is_known(self, text: bytes) -> bool:

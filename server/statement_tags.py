@@ -19,7 +19,6 @@ _TAGS = {
     "VariableShowStmt": "SHOW",
     "DeclareCursorStmt": "DECLARE CURSOR",
     "CreateStmt": "CREATE TABLE",
-    "CreateTableAsStmt": "CREATE TABLE AS",
     "CreateSeqStmt": "CREATE SEQUENCE",
     "ViewStmt": "CREATE VIEW",
     "IndexStmt": "CREATE INDEX",
@@ -96,6 +95,8 @@ def tag_of(name: str, node: Node) -> str:
             return _TRANSACTION_TAGS.get(node.get("kind", ""), "")
         case "VariableSetStmt":
             return "RESET" if node.get("kind") in ("VAR_RESET", "VAR_RESET_ALL") else "SET"
+        case "CreateTableAsStmt":
+            return "CREATE MATERIALIZED VIEW" if node.get("objtype") == "OBJECT_MATVIEW" else "CREATE TABLE AS"
         case "FetchStmt":
             return "MOVE" if node.get("ismove") else "FETCH"
         case "GrantStmt":

@@ -23,6 +23,7 @@ from server.pool.seat import CLOSED, IDLE, LEASED, LONG_HELD, RETIRED, CloseReas
 from server.pool.settings import PoolKey
 from server.pool.stats import Average
 from server.pool.waiter import Waiter, WaitQueue
+from server.snapshots import PoolSnapshot
 
 C = TypeVar("C", bound=Pooled)
 
@@ -144,6 +145,16 @@ class Block(Generic[C]):
 
     def try_acquire_this(self, conn: C) -> bool:
         """Lease this very connection; False where it is not idle here (or somebody waits)."""
+        if self.queue or conn not in self.idle:
+            return False
+        self.idle.remove(conn)
+        conn.seat.state = LEASED
+        conn.seat.leased_at = self._clock()
+        self.leased += 1
+        return True
+
+    def try_acquire_this(self, conn: C) -> bool:
+        """Lease this very connection, if it is idle and nobody waits; tells whether it did."""
         if self.queue or conn not in self.idle:
             return False
         self.idle.remove(conn)
@@ -290,6 +301,22 @@ class Block(Generic[C]):
             1
             for conn in self.connections
             if conn.seat.state == LONG_HELD or (conn.seat.state == LEASED and now - conn.seat.leased_at > longer_than)
+        )
+
+    def snapshot(self, now: float, *, pool_size: int, is_paused: bool) -> PoolSnapshot:
+        pinned = sum(1 for conn in self.connections if conn.seat.state == LONG_HELD)
+        return PoolSnapshot(
+            database=self.key.database,
+            role=self.key.role,
+            sessions_active=max(0, self.sessions - len(self.queue)),
+            sessions_waiting=len(self.queue),
+            backends_active=self.leased - pinned,
+            backends_idle=len(self.idle),
+            backends_pinned=pinned,
+            backends_connecting=self.connecting,
+            max_wait_us=int((now - self.queue.oldest()) * 1_000_000) if self.queue else 0,
+            pool_size=pool_size,
+            paused=is_paused,
         )
 
     def _better_for(self, context: object, top: C) -> C:

@@ -16,7 +16,7 @@ from server.pool.errors import PoolMisuse
 from server.pool.policy import Backoff, FailureKind, TokenBucket
 from server.pool.seat import Pooled, Seat
 from server.pool.settings import PoolKey, PoolSettings
-from server.pool.stats import Average
+from server.pool.stats import Average, PoolObserver
 
 C = TypeVar("C", bound=Pooled)
 
@@ -50,6 +50,7 @@ class Connector(Generic[C]):
         rng: random.Random,
         settings: PoolSettings,
         sink: ConnectSink[C],
+        observer: PoolObserver,
     ) -> None:
         self._connect = connect
         self._classify = classify
@@ -57,6 +58,8 @@ class Connector(Generic[C]):
         self._clock = clock
         self._settings = settings
         self._sink = sink
+        self._observer = observer
+        self._open_circuits: set[PoolKey | None] = set()  # None is the engine's
         self._tasks: dict[asyncio.Task[None], Block[C]] = {}
         self._bucket = _new_bucket(settings, clock())
         self.engine = Backoff(rng)
@@ -81,9 +84,12 @@ class Connector(Generic[C]):
             return 0
         return min(self._settings.connect_burst - len(self._tasks), self._bucket.tokens(now))
 
-    def is_open(self, backoff: Backoff, now: float) -> bool:
-        """Is the circuit open: would a waiter without a connection wait in vain?"""
-        return backoff.is_open(now, self._settings.breaker_failures, self._settings.breaker_seconds)
+    def hopeless(self, block: Block[C], now: float) -> BaseException | None:
+        """Why a waiter would wait in vain for a login, if the circuit is open and no attempt is due or under way."""
+        for backoff in (self.engine, block.backoff):
+            if self._is_open(backoff, now) and not backoff.may_try(now) and not backoff.is_probing:
+                return backoff.last_error
+        return None
 
     def start(self, block: Block[C], replaces: Seat | None = None) -> None:
         """Begin one login. Only after `can_start`."""
@@ -126,11 +132,13 @@ class Connector(Generic[C]):
             self.seconds.add(now - began)
             self.engine.succeeded()
             block.backoff.succeeded()
+            self._report_circuits(block, now)
             self._sink.landed(block, conn, generation, now - began, replaces)
             return
         assert failure is not None
         kind = None if isinstance(failure, asyncio.CancelledError) else self._classify(failure)
         self._remember(block, failure, kind, now)
+        self._report_circuits(block, now)
         self._sink.missed(block, failure, kind, now - began, replaces)
 
     def _remember(self, block: Block[C], failure: BaseException, kind: FailureKind | None, now: float) -> None:
@@ -142,3 +150,13 @@ class Connector(Generic[C]):
         elif kind is FailureKind.PERMANENT:  # the engine said no: it is there
             self.engine.succeeded()
             block.backoff.succeeded()
+
+    def _is_open(self, backoff: Backoff, now: float) -> bool:
+        return backoff.is_open(now, self._settings.breaker_failures, self._settings.breaker_seconds)
+
+    def _report_circuits(self, block: Block[C], now: float) -> None:
+        for key, backoff in ((None, self.engine), (block.key, block.backoff)):
+            is_open = self._is_open(backoff, now)
+            if is_open != (key in self._open_circuits):
+                self._open_circuits.symmetric_difference_update({key})
+                self._observer.breaker_changed(key, is_open)

@@ -27,6 +27,7 @@ from server.pool.keeper import Keeper
 from server.pool.policy import Backoff, FailureKind, classify_failure
 from server.pool.seat import IDLE, CloseReason, Pooled, Seat
 from server.pool.settings import PoolKey, PoolSettings
+from server.pool.settling import Settling
 from server.pool.stats import PoolCounters, PoolObserver, SilentObserver
 from server.snapshots import PoolSnapshot
 
@@ -68,15 +69,21 @@ class Pool(Generic[C]):
         self._waiting: dict[Block[C], None] = {}  # with waiters and connections
         self._starving: dict[Block[C], None] = {}  # with waiters and none, who has been without longest first
         self._is_contended = False  # somebody who may have a connection could not get one
-        self._open_circuits: set[PoolKey | None] = set()  # None is the engine's
         self._held_back: Counter[str] = Counter()  # databases that get no connections now, by evictions under way
         self._paused: set[str] = set()
         self._all_paused = False
         self.is_closed = False
         self._tick: asyncio.TimerHandle | None = None
-        self._settling: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._settling = Settling(loop)
         self._connector = Connector(
-            connect=connect, classify=classify, loop=loop, clock=clock, rng=self._rng, settings=settings, sink=self
+            connect=connect,
+            classify=classify,
+            loop=loop,
+            clock=clock,
+            rng=self._rng,
+            settings=settings,
+            sink=self,
+            observer=self._observer,
         )
         self._allotment: Allotment[C] = Allotment(self._connector)
         self._keeper: Keeper[C] = Keeper(self, loop, clock)
@@ -109,7 +116,9 @@ class Pool(Generic[C]):
 
     def snapshot(self) -> list[PoolSnapshot]:
         now = self._clock()
-        return [self._snapshot_of(block, now) for _, block in sorted(self._blocks.items())]
+        blocks = [block for _, block in sorted(self._blocks.items())]
+        size = self.settings.default_pool_size
+        return [b.snapshot(now, pool_size=size, is_paused=self._is_held_back(b.key.database)) for b in blocks]
 
     async def pause(self, database: str | None = None) -> None:
         """Give out nothing more, close what is idle, and return when every lease has ended (PgBouncer's PAUSE).
@@ -121,7 +130,9 @@ class Pool(Generic[C]):
         else:
             self._paused.add(database)
         self.reconnect(database)
-        await self._settled(lambda: not any(b.size for b in self._of(database)) or not self._is_paused_for(database))
+        await self._settling.until(
+            lambda: not any(b.size for b in self._of(database)) or not self._is_paused_for(database)
+        )
 
     def resume(self, database: str | None = None) -> None:
         """Undo `pause`. Without a database: all of them, as PgBouncer does."""
@@ -131,7 +142,7 @@ class Pool(Generic[C]):
         else:
             self._paused.discard(database)
         self._pump()
-        self._check_settled()
+        self._settling.check()
 
     def reconnect(self, database: str | None = None) -> None:
         """Close idle connections now and leased ones on release; new ones take their place when needed."""
@@ -156,7 +167,7 @@ class Pool(Generic[C]):
         try:
             self.reconnect(database)
             self._connector.cancel(self._of(database))
-            await self._settled(lambda: not any(b.idle or b.connecting for b in self._of(database)))
+            await self._settling.until(lambda: not any(b.idle or b.connecting for b in self._of(database)))
             yield
         finally:
             self._held_back[database] -= 1
@@ -184,12 +195,12 @@ class Pool(Generic[C]):
         for block in (*self._starving, *self._waiting):
             block.fail_all(PoolClosed())
         self._keeper.disarm()
-        self._check_settled()
+        self._settling.check()
 
     async def drain(self) -> None:
         """`close`, and wait until every lease has ended and every login under way is gone."""
         self.close()
-        await self._settled(lambda: not self.size)
+        await self._settling.until(lambda: not self.size)
 
     # --- BlockOwner
 
@@ -205,7 +216,7 @@ class Pool(Generic[C]):
         now = self._clock()
         if not self._is_contended or (not block.size and len(self._starving) == 1):
             self._grow(block, now)
-        if not block.size and self._hopeless(block, now) is not None:
+        if not block.size and self._connector.hopeless(block, now) is not None:
             self._loop.call_soon(self._fail_fast, block)
 
     def unqueued(self, block: Block[C]) -> None:
@@ -230,7 +241,6 @@ class Pool(Generic[C]):
         block.admit(conn, now, self._expiry(now))
         block.is_refused = False
         self._file(block)
-        self._report_circuits(block, now)
         is_stale = generation != block.generation or self._is_held_back(block.key.database) or self.is_closed
         if is_stale or self.size > self.settings.max_backends:
             self.close_idle(block, conn, CloseReason.UNWANTED)
@@ -245,7 +255,7 @@ class Pool(Generic[C]):
         block.serve()
         self._keeper.arm()
         self._pump()
-        self._check_settled()
+        self._settling.check()
 
     def missed(
         self, block: Block[C], exc: BaseException, kind: FailureKind | None, seconds: float, replaces: Seat | None
@@ -257,7 +267,6 @@ class Pool(Generic[C]):
         if kind is not None:
             self.counters.connect_failures += 1
             self._observer.connect_failed(block.key, exc, seconds)
-            self._report_circuits(block, self._clock())
         if kind is FailureKind.PERMANENT:
             block.is_refused = True
             block.fail_all(exc)
@@ -265,7 +274,7 @@ class Pool(Generic[C]):
             for waiting in tuple(self._starving) if kind is FailureKind.ENGINE else (block,):
                 self._fail_fast(waiting)
         self._pump()
-        self._check_settled()
+        self._settling.check()
 
     # --- KeeperHost
 
@@ -353,7 +362,7 @@ class Pool(Generic[C]):
             except Exception as exc:  # noqa: BLE001 - the pool goes on
                 self._observer.callback_failed(block.key, exc)
         self._observer.disconnected(block.key, reason)
-        self._check_settled()
+        self._settling.check()
 
     def _renew(self, blocks: Iterable[Block[C]]) -> None:
         for block in blocks:
@@ -428,24 +437,10 @@ class Pool(Generic[C]):
             largest = max(self._seated, key=lambda b: b.leased - b.surplus)
             largest.surplus += 1
 
-    def _hopeless(self, block: Block[C], now: float) -> BaseException | None:
-        """Why a waiter of this block would wait in vain, if the circuit is open and no attempt is due or under way."""
-        for backoff in (self._connector.engine, block.backoff):
-            if self._connector.is_open(backoff, now) and not backoff.may_try(now) and not backoff.is_probing:
-                return backoff.last_error
-        return None
-
     def _fail_fast(self, block: Block[C]) -> None:
-        error = None if block.size else self._hopeless(block, self._clock())
+        error = None if block.size else self._connector.hopeless(block, self._clock())
         if error is not None:
             block.fail_all(PoolUnavailable(error))
-
-    def _report_circuits(self, block: Block[C], now: float) -> None:
-        for key, backoff in ((None, self._connector.engine), (block.key, block.backoff)):
-            is_open = self._connector.is_open(backoff, now)
-            if is_open != (key in self._open_circuits):
-                self._open_circuits.symmetric_difference_update({key})
-                self._observer.breaker_changed(key, is_open)
 
     # --- small things
 
@@ -460,34 +455,3 @@ class Pool(Generic[C]):
 
     def _expiry(self, created_at: float) -> float:
         return created_at + self.settings.server_lifetime * (1.0 - LIFETIME_JITTER * self._rng.random())
-
-    async def _settled(self, is_done: Callable[[], bool]) -> None:
-        if is_done():
-            return
-        entry = (is_done, self._loop.create_future())
-        self._settling.append(entry)
-        try:
-            await entry[1]
-        finally:
-            self._settling.remove(entry)
-
-    def _check_settled(self) -> None:
-        for is_done, future in self._settling:
-            if not future.done() and is_done():
-                future.set_result(None)
-
-    def _snapshot_of(self, block: Block[C], now: float) -> PoolSnapshot:
-        pinned = block.long_held(now, float("inf"))
-        return PoolSnapshot(
-            database=block.key.database,
-            role=block.key.role,
-            sessions_active=max(0, block.sessions - len(block.queue)),
-            sessions_waiting=len(block.queue),
-            backends_active=block.leased - pinned,
-            backends_idle=len(block.idle),
-            backends_pinned=pinned,
-            backends_connecting=block.connecting,
-            max_wait_us=int((now - block.queue.oldest()) * 1_000_000) if block.queue else 0,
-            pool_size=self.settings.default_pool_size,
-            paused=self._is_held_back(block.key.database),
-        )
