@@ -153,16 +153,6 @@ class Block(Generic[C]):
         self.leased += 1
         return True
 
-    def try_acquire_this(self, conn: C) -> bool:
-        """Lease this very connection, if it is idle and nobody waits; tells whether it did."""
-        if self.queue or conn not in self.idle:
-            return False
-        self.idle.remove(conn)
-        conn.seat.state = LEASED
-        conn.seat.leased_at = self._clock()
-        self.leased += 1
-        return True
-
     def wait(self, waiter: Waiter[C]) -> None:
         """Queue up. Exactly one of the waiter's callbacks follows, after this returns, unless `cancel` comes first."""
         if waiter in self.queue:

@@ -27,6 +27,17 @@ def test_idle_connection_of_the_callers_context_is_preferred_near_the_top_only()
     assert block.leased == 2
 
 
+def test_one_certain_connection_can_be_had_while_it_is_idle_and_nobody_waits() -> None:
+    rig = Rig(max_backends=2)
+    first, second = rig.idle(2)
+    block = rig.block()
+    assert block.try_acquire_this(first)
+    assert not block.try_acquire_this(first)
+    assert block.idle == [second]
+    block.release(first)
+    assert block.idle == [second, first]
+
+
 def test_waiters_are_served_in_the_order_they_came() -> None:
     rig = Rig(max_backends=1)
     [first] = rig.leased(1)
