@@ -12,7 +12,7 @@ Life cycle
     process         the postmaster as a process; launcher: the same for a front end without root
     engine_log      what the engine writes to its log
     readiness       whether it takes connections
-    bootstrap       roles, the administrator, the control database
+    bootstrap       roles, the administrator, the control database; secret: our own role's, where nothing else names us
 
 Reaching it
     address         where an engine is, and what proves a role there

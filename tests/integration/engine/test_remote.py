@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from engine.bootstrap import PREDEFINED_ROLES
 from engine.cluster import Cluster
-from engine.errors import ConninfoError, EngineStartError, EngineUnavailable
+from engine.errors import ConninfoError, DataDirectoryInUse, EngineStartError, EngineUnavailable
 from engine.remote import RemoteCluster
 from tests.integration.engine.conftest import Witness
 from tests.support.engine_process import PASSWORD, SUPERUSER, BareEngine
@@ -256,3 +256,14 @@ async def test_no_downgrade_to_plain_text_where_tls_is_required(bare: BareEngine
 def test_a_certificate_file_that_is_missing_is_named() -> None:
     with pytest.raises(ConninfoError, match="certificate"):
         remote("host=h sslmode=verify-full sslrootcert=/nonexistent")
+
+
+async def test_a_data_directory_is_taken_for_keys_and_certificates(bare: BareEngine, place: Path) -> None:
+    cluster = RemoteCluster(dsn(bare), environ={}, data_dir=place / "data")
+    cluster.prepare()
+    cluster.give_up_root()
+    await cluster.start()
+    assert {path.name for path in (place / "data").iterdir()} == {"audit", "keys", "tls", "rustydb.lock"}
+    with pytest.raises(DataDirectoryInUse):
+        RemoteCluster(dsn(bare), environ={}, data_dir=place / "data").prepare()
+    await cluster.stop()
