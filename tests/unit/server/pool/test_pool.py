@@ -171,6 +171,19 @@ def test_engine_that_stays_away_opens_the_circuit_and_a_probe_closes_it() -> Non
     assert rig.ask().error is None
 
 
+def test_block_recovers_when_the_engine_went_away_during_its_own_trouble() -> None:
+    rig = Rig()
+    rig.refusal = EngineError("53300")
+    asker = rig.ask()
+    rig.loop.run_for(0.1)
+    rig.engine.stop()
+    rig.loop.run_for(1.0)
+    rig.refusal = None
+    rig.engine.start()
+    rig.loop.run_for(2.0)
+    assert asker.conn is not None
+
+
 def test_one_unreachable_database_does_not_slow_the_others() -> None:
     rig = Rig(connect_burst=1, breaker_seconds=3.0)
     plain_connect = rig.engine.connect
@@ -223,6 +236,19 @@ def test_connection_that_dies_idle_is_dropped_at_once() -> None:
     assert rig.pool.size == 1
     assert rig.ask().conn is alive
     rig.pool.conn_lost(dead)
+
+
+def test_room_of_a_dead_connection_is_used_at_once() -> None:
+    rig = Rig(max_backends=1)
+    rig.idle(1, "other")
+    [dead] = rig.block("other").idle
+    waiter = rig.ask()
+    assert rig.engine.logging_in == 0
+    rig.pool.conn_lost(dead)
+    rig.loop.run_ready()
+    assert rig.engine.logging_in == 1
+    rig.loop.run_for(LOGIN_SECONDS)
+    assert waiter.conn is not None
 
 
 def test_connection_that_dies_leased_goes_at_its_release() -> None:
