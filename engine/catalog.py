@@ -128,8 +128,7 @@ class DatabaseCatalog(Generic[Info]):
         """Keep the analysis of `text`. The oldest make way."""
         cache = self.cache
         size = len(text)
-        if text in cache:
-            cache[text] = info
+        if text in cache or size > self._max_bytes:
             return
         self._cached_bytes += size
         while cache and (len(cache) >= self._max_entries or self._cached_bytes > self._max_bytes):
@@ -150,9 +149,9 @@ class DatabaseCatalog(Generic[Info]):
         self._forget()
 
     async def load(self, loader: CatalogLoader) -> bool:
-        """Read the catalog again if it changed; True where it did. A later `invalidate` leaves it not current: load again.
+        """Read the catalog again if it changed; True where it did.
 
-        Cheap where nothing changed, so it may follow every statement that could have changed the catalog unseen.
+        An `invalidate` meanwhile leaves it not current: load again. Cheap where nothing changed, so it may follow every statement that could have changed the catalog unseen.
         """
         generation = self.generation
         signature = await loader.signature(self.database)

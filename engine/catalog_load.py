@@ -29,7 +29,9 @@ from engine.builtin_functions import (
 from engine.catalog import CatalogSnapshot, Name, overlaps
 
 _NO_NAMES: frozenset[Name] = frozenset()
-_COMPARISONS = frozenset({"=", "<>", "<", ">", "<=", ">="})
+# Operators that run where no text names them: comparisons (IN, CASE, USING), and the sign of a constant, which a template
+# loses.
+_UNNAMED_OPERATORS = frozenset({"=", "<>", "<", ">", "<=", ">=", "-"})
 _MAX_KEPT_BODIES = 20_000
 
 
@@ -238,7 +240,7 @@ class _Proof:
             unproved_writes=writes,
             unproved_operators=frozenset(reached.operators),
             unproved_types=frozenset(reached.types),
-            unproved_anywhere=reached.anywhere or bool(reached.operators & _COMPARISONS),
+            unproved_anywhere=reached.anywhere or bool(reached.operators & _UNNAMED_OPERATORS),
             unproved_ddl=reached.ddl,
         )
 
