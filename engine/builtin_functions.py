@@ -1,9 +1,8 @@
 """Which functions of PostgreSQL itself, and of the extensions shipped with it, may leave state behind in a session.
 
-The rule, applied to `pg_proc` by `engine.catalog`: a built-in function declared immutable or stable is harmless
-unless it runs a query text it is given; a volatile one is not, unless it is listed here. The lists were made by
-reading the sources of PostgreSQL 16 to 18; a function that a later version adds is volatile-unlisted, and so not
-trusted.
+The rule, applied to `pg_proc` by `engine.catalog_load`: a built-in function declared immutable or stable is harmless
+unless it runs a query text it is given; a volatile one is not, unless it is listed here. The lists were checked
+against the catalog of PostgreSQL 18: a function that another version has and they lack is not trusted.
 """
 
 from __future__ import annotations

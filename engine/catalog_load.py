@@ -29,8 +29,7 @@ from engine.builtin_functions import (
 from engine.catalog import CatalogSnapshot, Name, overlaps
 
 _NO_NAMES: frozenset[Name] = frozenset()
-# Operators that run where no text names them: comparisons (IN, CASE, USING), and the sign of a constant, which a template
-# loses.
+# Operators that run where no text names them: comparisons (IN, CASE, USING), and a constant's sign, lost in a template.
 _UNNAMED_OPERATORS = frozenset({"=", "<>", "<", ">", "<=", ">=", "-"})
 _MAX_KEPT_BODIES = 20_000
 

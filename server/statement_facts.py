@@ -83,7 +83,8 @@ class TextFacts:
     template_id: int = 0
     is_opaque: bool = False
 
-    @property
-    def is_constant_bound(self) -> bool:
-        """Whether these facts may not be used for another text of the same template."""
-        return self.is_opaque or any(statement.constant_bound for statement in self.statements)
+    is_constant_bound: bool = field(init=False)  # these facts may not be used for another text of the same template
+
+    def __post_init__(self) -> None:
+        bound = self.is_opaque or any(statement.constant_bound for statement in self.statements)
+        object.__setattr__(self, "is_constant_bound", bound)

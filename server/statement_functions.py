@@ -41,9 +41,7 @@ PID_FUNCTIONS = frozenset(
         "pg_terminate_backend",
         "pg_blocking_pids",
         "pg_safe_snapshot_blocking_pids",
-        "pg_isolation_test_session_is_blocked",
         "pg_log_backend_memory_contexts",
-        "pg_stat_get_activity",
     }
 )
 PID_RELATIONS = frozenset(
