@@ -19,7 +19,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from engine.capabilities import EngineInfo
-from engine.cluster import open_cluster
+from engine.cluster import Cluster, open_cluster
 from engine.errors import EngineError
 from server.admin.console import AdminConsole
 from server.admin.control import control_commands
@@ -63,7 +63,7 @@ EXIT_CANNOT_START = 1
 class RustyServer:
     """One running server. `start`, then `wait`, then `stop`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, cluster: Cluster) -> None:
         self.config = config
         self.bus = EventBus(config.events.buffer_size, on_failure=self._on_subscriber_failure)
         self.hooks = Hooks(report=self._on_hook_failure, analyse=self._analyse)
@@ -72,7 +72,7 @@ class RustyServer:
         self.registry = CollectorRegistry()
         self.lag = LoopLagMonitor()
         self.http_routes = HttpRoutes()
-        self.cluster = open_cluster(config, self)
+        self.cluster = cluster
         self._stopping = asyncio.Event()
         self._is_serving = False
         self._is_engine_up = False
@@ -266,8 +266,31 @@ class RustyServer:
         self._is_engine_up = False
 
 
-async def _serve(config: Config) -> int:
-    server = RustyServer(config)
+class EngineRelay:
+    """The observer of an engine that is opened before the server that wants to hear of it."""
+
+    def __init__(self) -> None:
+        self.target: RustyServer | None = None
+
+    def engine_ready(self, info: EngineInfo) -> None:
+        """Passed on."""
+        if self.target is not None:
+            self.target.engine_ready(info)
+
+    def engine_lost(self, reason: str) -> None:
+        """Passed on."""
+        if self.target is not None:
+            self.target.engine_lost(reason)
+
+    def engine_stopped(self) -> None:
+        """Passed on."""
+        if self.target is not None:
+            self.target.engine_stopped()
+
+
+async def _serve(config: Config, cluster: Cluster, observer: EngineRelay) -> int:
+    server = RustyServer(config, cluster)
+    observer.target = server
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
@@ -302,5 +325,13 @@ def _say_why(error: Exception) -> None:
 def run(config: Config) -> int:
     """Serve until a signal ends it; returns the exit code."""
     configure_logging(config.log.level, config.log.format)
+    observer = EngineRelay()
+    try:
+        cluster = open_cluster(config, observer)
+        cluster.prepare()  # what needs root, before there is a thread or a loop
+        cluster.give_up_root()
+    except (EngineError, OSError) as error:
+        _say_why(error)
+        return EXIT_CANNOT_START
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config))
+        return runner.run(_serve(config, cluster, observer))

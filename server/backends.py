@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine import connect
 from engine.connection import BackendConnection
+from protocol.scram import ScramKeys
 from server.cleanup import BackendCleaner
 from server.extension.events import BackendConnected, BackendLost
 from server.pool.pool import Pool
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from server.config import Config
     from server.context import ContextRegistry
     from server.extension.bus import EventBus
+    from server.front_door import Identity
     from server.session import ClientSession
     from server.tasks import TaskOwner
 
@@ -42,6 +44,7 @@ class Backends:
         self._tasks = tasks
         self._bus = bus
         self._cancels = asyncio.Semaphore(_CANCELS_AT_ONCE)
+        self._keys: dict[str, ScramKeys] = {}
         self._quarantined: dict[BackendConnection, ClientSession] = {}
         self.by_pid: dict[int, BackendConnection] = {}
         self.pool: Pool[BackendConnection] = Pool(
@@ -62,9 +65,14 @@ class Backends:
             backend.abort()
 
     def credentials(self, role: str) -> connect.Credentials:
-        """What proves a role at the engine, where the engine asks for it."""
+        """What proves a role at the engine where the engine asks for it: its configured secret, else the client's own keys."""
         secret = self._cluster.address.user_secret
-        return connect.Credentials(password=secret(role) if secret is not None else None)
+        return connect.Credentials(password=secret(role) if secret is not None else None, keys=self._keys.get(role))
+
+    def remember_keys(self, identity: Identity) -> None:
+        """The keys of a client's SCRAM exchange log the role in at a remote engine too (key passthrough)."""
+        if identity.scram_client_key is not None and identity.scram_server_key is not None:
+            self._keys[identity.role] = ScramKeys(identity.scram_client_key, identity.scram_server_key)
 
     async def dial_listener(self, database: str) -> BackendConnection:
         """A connection of our own, outside the pool, for the shared listener of a database."""

@@ -118,7 +118,12 @@ class DatabaseState:
             if kind == F_PARSE:
                 name_end = run.index(0, pos + 5, end)
                 needs |= session.needs_of(self.info_of_parse(run[name_end + 1 : end], session.encoding))
-            elif names is not None and kind in (F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE) and names.refers(run, pos, end):
+            elif kind == F_BIND and session.prepared:
+                start = run.index(0, pos + 5, end) + 1
+                statement = session.prepared.get(run[start : run.index(0, start, end)])
+                if statement is not None:
+                    needs |= statement.info.needs & Needs.REWRITE_PIDS
+            if names is not None and kind in (F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE) and names.refers(run, pos, end):
                 needs |= Needs.ADMIN
             pos = end
         return needs

@@ -42,7 +42,7 @@ from server.tasks import TaskOwner
 from server.totals import DatabaseTotals
 from server.tunnel import open_tunnel
 from server.virtual_pid import PID_COLUMNS_QUERY, PidRewriter
-from server.welcome import Welcome, WelcomeBook
+from server.welcome import Welcome, WelcomeBook, lease
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
@@ -60,6 +60,7 @@ _FIRST_VIRTUAL_PID = 10_000_000
 _LAST_VIRTUAL_PID = 2_147_483_000
 """Above any process id of the system, so that nobody takes one for the other."""
 _LAST_WORDS_SECONDS = 10.0
+_LENT_SECONDS = 1.0
 _KILLED = "terminating connection due to administrator command"
 
 
@@ -110,10 +111,11 @@ class SessionHub:
         """Start a session for an authenticated client."""
         if self.is_draining:
             raise PgError("57P03", "the database system is shutting down", severity="FATAL")
+        identity = client.identity
+        self.backends.remember_keys(identity)
         if client.replication is not None:
             await self._open_tunnel(client)
             return
-        identity = client.identity
         database = await self.database(identity.database)
         block = self.pool.block(PoolKey(identity.database, identity.role))
         block.attach()
@@ -323,6 +325,28 @@ class SessionHub:
     def analyses(self) -> int:
         """How many texts had to be analysed since the server started."""
         return sum(state.analyses for state in self.databases.values())
+
+    async def lend_backends(self, session: ClientSession, pids: set[int]) -> None:
+        """Give the idle sessions among `pids` a backend for a moment, so that the engine can signal it.
+
+        pg_terminate_backend() of a session without a backend thus works as it does in PostgreSQL, privileges included.
+        """
+        for pid in pids:
+            target = self.sessions.get(pid)
+            if target is None or target is session or not target.can_borrow:
+                continue
+            backend = await lease(target.block, target.context)
+            if target.can_borrow:
+                backend.owner = target
+                backend.last_session_pid = target.pid
+                target.backend = backend
+                asyncio.get_running_loop().call_later(_LENT_SECONDS, self._take_back, target, backend)
+            else:
+                target.block.release(backend)
+
+    def _take_back(self, target: ClientSession, backend: BackendConnection) -> None:
+        if target.backend is backend and target.phase is Phase.IDLE and target.status == READY_IDLE and not target.pins:
+            target.release()
 
     # -- databases and backends ------------------------------------------------------------------------------------
 

@@ -276,6 +276,11 @@ class SessionState:
         return self.phase is not CLOSED
 
     @property
+    def can_borrow(self) -> bool:
+        """Idle and without a backend."""
+        return self.phase is IDLE and self.backend is None and not self.inbox
+
+    @property
     def left_open(self) -> bool:
         """The session ended while its run had no Sync yet."""
         return self.run_is_extended and self._left_in in (OPEN, COPY_IN)

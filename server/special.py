@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,6 +34,7 @@ from server.admin.console import AdminConsole, BoundCommand
 from server.extended import HiddenRun
 from server.extension.commands import AdminCaller, AdminResult
 from server.local_statement import LocalPortal, LocalStatement, bind_local
+from server.prepared import bind_values
 from server.session_state import BUSY, IDLE, OPEN
 from server.statement_info import EffectKind, Needs, PinReason, QueryInfo
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("rustydb.session")
 
 _FAILED_BLOCK = "current transaction is aborted, commands ignored until end of transaction block"
+_PID_LIKE = re.compile(rb"[0-9]{8,10}")
+"""Only tells which sessions might be meant; what a statement does with them is the engine's to say."""
 _FORWARDED_NEEDS = Needs.MATERIALISE | Needs.REWRITE_PIDS | Needs.MAKE_WAY | Needs.SEQUENCE
 
 
@@ -65,6 +69,9 @@ class SpecialHost(Protocol):
 
     async def rewrite_pids(self, session: ClientSession, text: bytes) -> bytes:
         """The text with virtual process ids in it."""
+
+    async def lend_backends(self, session: ClientSession, pids: set[int]) -> None:
+        """Give the idle sessions among `pids` a backend for a moment, so that the engine can signal it."""
 
 
 class SpecialRuns:
@@ -204,6 +211,7 @@ class SpecialRuns:
         if info.reads_sequence and PinReason.SEQUENCE_STATE not in session.pins:
             await self._bind_to_sequences(session)
         if info.needs & Needs.REWRITE_PIDS:
+            await self._host.lend_backends(session, numbers_in(text))
             text = await self._host.rewrite_pids(session, text)
         return text
 
@@ -304,6 +312,8 @@ class SpecialRuns:
         observer = self._host.observer
         judged = await observer.before_run(session, request) if observer.is_active else {}
         answers: dict[int, bytes | PgError] = {}
+        if session.database.needs_of_run(request, session) & Needs.REWRITE_PIDS:
+            await self._host.lend_backends(session, bound_numbers(request))
         out: list[bytes] = []
         offset = pos = 0
         needs_engine = False
@@ -416,6 +426,27 @@ async def hidden_run(backend: BackendConnection, messages: bytes, replies: Mixed
     reply = await future
     if reply.error is not None:
         raise reply.error
+
+
+def numbers_in(text: bytes) -> set[int]:
+    """Whole numbers that stand in a text and could be virtual process ids."""
+    return {int(found) for found in _PID_LIKE.findall(text)}
+
+
+def bound_numbers(run: bytes) -> set[int]:
+    """Values bound in a run that could be virtual process ids, as text or binary integers."""
+    numbers: set[int] = set()
+    pos = 0
+    while pos < len(run):
+        end = pos + 1 + length_at(run, pos + 1)[0]
+        if run[pos] == F_BIND:
+            for value in bind_values(run, pos, end):
+                if value is not None and _PID_LIKE.fullmatch(value):
+                    numbers.add(int(value))
+                elif value is not None and len(value) in (4, 8):
+                    numbers.add(int.from_bytes(value, "big"))
+        pos = end
+    return numbers
 
 
 def _deallocate_all_tag(info: QueryInfo) -> bytes:
