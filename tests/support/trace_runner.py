@@ -5,7 +5,7 @@ A line of a `.trace` file is one of (`a` is the name of a connection):
     # text                         a comment
     a connect [key=value ...]      open, log in and read up to ReadyForQuery; nothing of that is recorded
     a open                         open a TCP connection only
-    a > Query("SELECT 1")          queue a message; arguments are Python literals, see `FRONTEND`
+    a > Query("SELECT 1")          queue a message; arguments are Python literals, see `FRONTEND`; %b% is b's process id
     a send                         write what is queued
     a wait Name [count]            write what is queued and read until `count` messages of this type have come
     a wait login | byte | closed   answer SCRAM up to ReadyForQuery | one bare byte | the end of the connection
@@ -126,6 +126,8 @@ class TraceRun:
         name, verb, *rest = line.split(maxsplit=2)
         argument = rest[0] if rest else ""
         if verb == ">":
+            for known, pid in self._renderer.pids.items():
+                argument = argument.replace(f"%{known}%", str(pid))
             self._queued.setdefault(name, []).append(frontend_message(argument))
             return []
         if verb == "connect":
