@@ -14,6 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from protocol.scan import READY_IDLE, message
 from server.backends import Backends
 from server.context import ContextRegistry
 from server.database import DatabaseState
+from server.database_ddl import DatabaseDdl
 from server.drain import Drain
 from server.extension.events import QueryCancelled, SchemaChanged, SessionClosed, SessionKilled, SessionOpened
 from server.extension.hooks import Deny
@@ -98,6 +100,7 @@ class SessionHub:
         self._analyzer = Analyzer(console.match, max_entries=config.session.analysis_cache_entries)
         self._reader = CatalogReader(cluster.control, read_routine)
         self._special = SpecialRuns(self)
+        self._ddl = DatabaseDdl(self)
         self._welcomes = WelcomeBook(self.contexts)
         self._session_tasks: dict[ClientSession, asyncio.Task[object]] = {}
         self._pid_rewriter: PidRewriter | None = None
@@ -280,13 +283,19 @@ class SessionHub:
 
     # -- SpecialHost -----------------------------------------------------------------------------------------------
 
-    async def make_way(self, session: ClientSession, databases: tuple[str, ...]) -> None:
-        """Close what is idle in these databases, and our own connections there."""
-        for name in databases:
-            self.listeners.make_way(name)
-            await self.cluster.control.close_database(name)
-            await self.pool.evict_database(name)
-            self._welcomes.forget_database(name)
+    async def make_way(self, session: ClientSession, text: bytes, databases: tuple[str, ...]) -> None:
+        """Close what is idle in these databases until the session's run is over."""
+        await self._ddl.make_way(session, text, databases)
+
+    def forget_database(self, name: str) -> None:
+        """A database may go, or become another."""
+        self._welcomes.forget_database(name)
+        if not any(session.database.name == name for session in self.sessions.values()):
+            self.databases.pop(name, None)
+
+    def run_ended(self, session: ClientSession, stack: AsyncExitStack) -> None:
+        """Undo what was held until the end of a run."""
+        self.tasks.spawn(stack.aclose(), "end of a database statement")
 
     async def listen(self, session: ClientSession, channel: str) -> None:
         """Make the shared listener of the session's database hear a channel."""

@@ -199,6 +199,8 @@ class BackendSide(SessionState):
 
     def go_idle(self) -> None:
         """Ready for the next run."""
+        if self.run_stack is not None:
+            self.close_run_stack()
         if self.phase is CLOSED:
             return
         self.phase = IDLE
@@ -326,6 +328,8 @@ class BackendSide(SessionState):
         """End the session: the client's connection is closed, the backend is cleaned and given back."""
         if self.phase is CLOSED:
             return
+        if self.run_stack is not None:
+            self.close_run_stack()
         was_waiting = self.phase is WAITING
         self._left_in = self.phase
         self.phase = CLOSED

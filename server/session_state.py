@@ -22,6 +22,7 @@ from server.statement_info import Needs, PinReason, QueryInfo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from contextlib import AsyncExitStack
 
     from server.database import DatabaseState
     from server.extension.context import SessionInfo
@@ -73,6 +74,9 @@ class SessionHost(Protocol):
 
     def run_after(self, session: ClientSession, pending: Awaitable[None], chunk: bytes) -> None:
         """Wait for those who must know before the client does, then `end_run`."""
+
+    def run_ended(self, session: ClientSession, stack: AsyncExitStack) -> None:
+        """Undo what was held until the end of a run."""
 
     def virtual_pid(self, pid: int) -> int:
         """The session that used a backend last."""
@@ -142,6 +146,7 @@ class SessionState:
         "request_info",
         "run_error",
         "run_is_extended",
+        "run_stack",
         "run_started",
         "secret",
         "sent_bytes",
@@ -218,6 +223,7 @@ class SessionState:
         self.ended_by = ""
         self.run_is_extended = False
         self.run_started = 0.0
+        self.run_stack: AsyncExitStack | None = None
         self.reply_started = False
         self.wait_started = 0.0
         self.connected_at = now
@@ -274,6 +280,16 @@ class SessionState:
     def is_open(self) -> bool:
         """Not ended."""
         return self.phase is not CLOSED
+
+    def keep_until_run_ends(self, stack: AsyncExitStack) -> None:
+        """`stack` is closed when the current run is over, however it ends."""
+        self.run_stack = stack
+
+    def close_run_stack(self) -> None:
+        """The run is over."""
+        stack, self.run_stack = self.run_stack, None
+        if stack is not None:
+            self.host.run_ended(self, stack)  # type: ignore[arg-type]
 
     @property
     def can_borrow(self) -> bool:

@@ -58,7 +58,7 @@ class SpecialHost(Protocol):
     @property
     def observer(self) -> QueryObserver: ...
 
-    async def make_way(self, session: ClientSession, databases: tuple[str, ...]) -> None:
+    async def make_way(self, session: ClientSession, text: bytes, databases: tuple[str, ...]) -> None:
         """Close idle backends (and our own connections) in these databases."""
 
     async def listen(self, session: ClientSession, channel: str) -> None:
@@ -205,7 +205,7 @@ class SpecialRuns:
     async def _prepare(self, session: ClientSession, text: bytes, info: QueryInfo) -> bytes:
         """Do what a text needs before it is forwarded; returns the text to forward."""
         if info.needs & Needs.MAKE_WAY:
-            await self._host.make_way(session, info.databases)
+            await self._host.make_way(session, text, info.databases)
         if info.needs & Needs.MATERIALISE and session.status != READY_FAILED:
             await self.materialise(session)
         if info.reads_sequence and PinReason.SEQUENCE_STATE not in session.pins:
