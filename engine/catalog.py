@@ -65,6 +65,7 @@ class CatalogSnapshot:
     unproved_functions: frozenset[Name] = _NO_NAMES  # user-defined ones
     unproved_reads: frozenset[Name] = _NO_NAMES
     unproved_writes: frozenset[Name] = _NO_NAMES
+    unproved_attributes: frozenset[str] = frozenset()  # unproved functions of one row, which `a.b` may call
     unproved_operators: frozenset[str] = frozenset()
     unproved_types: frozenset[Name] = _NO_NAMES
     sequence_relations: frozenset[Name] = _NO_NAMES  # an INSERT advances a sequence
@@ -82,7 +83,7 @@ class CatalogSnapshot:
             or overlaps(named.relations_written, self.unproved_writes)
             or overlaps(named.types, self.unproved_types)
             or any(name in self.unproved_operators for _, name in named.operators)
-            or (bool(named.attributes) and any(name in named.attributes for _, name in self.unproved_functions))
+            or not self.unproved_attributes.isdisjoint(named.attributes)
         )
 
     def is_unproved_function(self, name: Name) -> bool:
@@ -151,7 +152,8 @@ class DatabaseCatalog(Generic[Info]):
     async def load(self, loader: CatalogLoader) -> bool:
         """Read the catalog again if it changed; True where it did.
 
-        An `invalidate` meanwhile leaves it not current: load again. Cheap where nothing changed, so it may follow every statement that could have changed the catalog unseen.
+        An `invalidate` meanwhile leaves it not current: load again. Cheap where nothing changed, so it may follow every
+        statement that could have changed the catalog unseen.
         """
         generation = self.generation
         signature = await loader.signature(self.database)

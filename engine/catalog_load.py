@@ -73,6 +73,7 @@ class _Routine:
     oid: int
     name: Name
     facts: RoutineFacts
+    takes_row: bool
 
 
 @dataclass(slots=True)
@@ -106,7 +107,9 @@ class CatalogReader:
         stateful = [row for row in builtins if not row["is_proved"]]
         stateful_symbols = {row["prosrc"] for row in stateful} | {row["proname"] for row in stateful}
         routines = [
-            _Routine(row["oid"], (row["nspname"], row["proname"]), self._facts(row, stateful_symbols))
+            _Routine(
+                row["oid"], (row["nspname"], row["proname"]), self._facts(row, stateful_symbols), bool(row["takes_row"])
+            )
             for row in await fetch(queries.ROUTINES)
         ]
         names = {row["oid"]: (row["nspname"], row["relname"]) for row in await fetch(queries.RELATIONS)}
@@ -237,6 +240,9 @@ class _Proof:
             unproved_functions=unproved,
             unproved_reads=frozenset(names[oid] for oid in reached.reads if oid in names),
             unproved_writes=writes,
+            unproved_attributes=frozenset(
+                routine.name[1] for routine in self._routines if routine.takes_row and routine.oid in self._unproved
+            ),
             unproved_operators=frozenset(reached.operators),
             unproved_types=frozenset(reached.types),
             unproved_anywhere=reached.anywhere or bool(reached.operators & _UNNAMED_OPERATORS),

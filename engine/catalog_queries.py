@@ -14,11 +14,13 @@ SELECT oid, proname::text, prosrc,
 ROUTINES = f"""
 SELECT p.oid, n.nspname::text, p.proname::text, l.lanname::text, p.prokind, coalesce(e.extname::text, '') AS extname,
        p.prosrc,
+       p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1 AND t.typtype IN ('c', 'p', 'd') AS takes_row,
        CASE WHEN p.prokind <> 'a' AND (l.lanname = 'plpgsql' OR (l.lanname = 'sql' AND p.prosqlbody IS NOT NULL))
             THEN pg_get_functiondef(p.oid) ELSE '' END AS definition
   FROM pg_proc p
   JOIN pg_namespace n ON n.oid = p.pronamespace
   JOIN pg_language l ON l.oid = p.prolang
+  LEFT JOIN pg_type t ON p.pronargs > 0 AND t.oid = p.proargtypes[0]
   LEFT JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
                        AND d.refclassid = 'pg_extension'::regclass
   LEFT JOIN pg_extension e ON e.oid = d.refobjid

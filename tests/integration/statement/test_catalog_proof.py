@@ -128,6 +128,7 @@ async def test_the_proof(reader: CatalogReader) -> None:
     assert _public(snapshot.unproved_writes) == set(UNPROVED_WRITES.split())
     assert ("Other", 'Odd "name') in snapshot.unproved_writes
     assert snapshot.unproved_operators == {"###"}
+    assert snapshot.unproved_attributes == {"attribute_evil"}
     assert ("public", "d_evil") in snapshot.unproved_types
     assert _public(snapshot.sequence_relations) == {"ser", "ident"}
     assert snapshot.sequence_functions == {("public", "trg_ok")}

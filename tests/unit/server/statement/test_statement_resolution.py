@@ -32,7 +32,9 @@ BAD = frozenset({("public", "bad")})
     ],
 )
 def test_unproved_functions_hide(text: str, hides: bool) -> None:
-    catalog = proving_catalog(unproved_functions=BAD, proved_functions=frozenset({("other", "good")}))
+    catalog = proving_catalog(
+        unproved_functions=BAD, unproved_attributes=frozenset({"bad"}), proved_functions=frozenset({("other", "good")})
+    )
     assert pins(text, catalog) == (HIDDEN if hides else [])
 
 
