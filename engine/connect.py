@@ -124,7 +124,8 @@ async def _open(address: EngineAddress) -> tuple[asyncio.Transport, _Handshake]:
         transport.write((8).to_bytes(4, "big") + SSL_CODE.to_bytes(4, "big"))
         if await handshake.next_byte() != 0x53 or handshake.buffer:
             raise PgError("08001", "the database engine does not offer TLS")
-        upgraded = await loop.start_tls(transport, handshake, address.tls, server_hostname=address.tls_hostname or address.host)
+        hostname = address.tls_hostname or address.host
+        upgraded = await loop.start_tls(transport, handshake, address.tls, server_hostname=hostname)
         if upgraded is None:
             raise PgError("08006", "the database engine closed the connection during TLS")
         transport = upgraded

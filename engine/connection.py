@@ -50,7 +50,9 @@ class BackendOwner(Protocol):
         """The last bytes of the run, up to and with ReadyForQuery; `status` is I, T or E."""
 
     def backend_complete(self, tag: bytes | None) -> None:
-        """A statement completed (`b""`: an empty one, None: its row limit was reached). Only while `watch_completions` is set."""
+        """A statement completed (`b""`: an empty one, None: its row limit was reached). Only while
+        `watch_completions` is set.
+        """
 
     def backend_error(self, error: PgError, raw: bytes) -> bytes:
         """The engine refused something of the client's; returns the ErrorResponse for the client, mostly `raw`."""

@@ -2,7 +2,8 @@
 
     engine -> hub (pool, sessions) -> features -> HTTP -> front door
 
-`run(config)` is what `rustydb serve` calls: it owns the event loop and the signals. SIGTERM and SIGINT drain: new clients
+`run(config)` is what `rustydb serve` calls: it owns the event loop and the signals. SIGTERM and SIGINT drain: new
+clients
 are refused, transactions under way may end within `server.shutdown_timeout`, then sessions are told 57P01. A second
 signal ends them at once. SIGHUP reads the configuration again.
 """
@@ -315,11 +316,11 @@ async def _serve(config: Config, cluster: Cluster, observer: EngineRelay) -> int
 
 
 def _say_why(error: Exception) -> None:
-    print(f"rustydb: {error}", file=sys.stderr)
+    sys.stderr.write(f"rustydb: {error}\n")
     for part in ("detail", "hint"):
         text = getattr(error, part, None)
         if text:
-            print(f"{part.upper()}: {text}", file=sys.stderr)
+            sys.stderr.write(f"{part.upper()}: {text}\n")
 
 
 def run(config: Config) -> int:

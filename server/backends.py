@@ -1,4 +1,5 @@
-"""All connections to the engine that sessions use: made for the pool, cancelled, cleaned, and kept out of it when they must be.
+"""All connections to the engine that sessions use: made for the pool, cancelled, cleaned, and kept out of it when
+they must be.
 
 `Backends` gives the pool its two callables and is the only one that dials for clients. A backend to which a cancel was
 sent is kept out of the pool until that cancel has settled, so that it never hits another session's statement.
@@ -65,7 +66,9 @@ class Backends:
             backend.abort()
 
     def credentials(self, role: str) -> connect.Credentials:
-        """What proves a role at the engine where the engine asks for it: its configured secret, else the client's own keys."""
+        """What proves a role at the engine where the engine asks for it: its configured secret, else the client's
+        own keys.
+        """
         secret = self._cluster.address.user_secret
         return connect.Credentials(password=secret(role) if secret is not None else None, keys=self._keys.get(role))
 

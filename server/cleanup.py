@@ -1,7 +1,8 @@
 """What happens to a backend whose client has left it in the middle of something.
 
 A `BackendCleaner` takes the session's place as owner: it ends the run that is under way (Sync, CopyFail, a cancel where
-the client did not say goodbye), rolls back, discards what pinned, and then gives the backend back. A backend that does not come
+the client did not say goodbye), rolls back, discards what pinned, and then gives the backend back. A backend that
+does not come
 to rest in time, or holds state that nothing can reset, is closed instead.
 """
 

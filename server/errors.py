@@ -15,7 +15,7 @@ def pool_error(exc: BaseException) -> PgError:
         return PgError(
             "53300",
             f"no database connection became free within {exc.waited_seconds:.0f} seconds",
-            hint="Raise pool.max_backends or pool.query_wait_timeout, or look for long transactions with SHOW SESSIONS.",
+            hint="Raise pool.max_backends or pool.query_wait_timeout, or find long transactions with SHOW SESSIONS.",
         )
     if isinstance(exc, PoolUnavailable):
         cause = exc.last_error

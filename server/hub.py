@@ -1,7 +1,9 @@
 """The core's side of the front door: opens sessions, keeps them, and does for them what concerns more than one.
 
-`SessionHub` owns the sessions, the backends and what they share: contexts, databases, the pool, the shared listeners. It
-is the `SessionOpener` of the front door and the `SessionHost` of every session. What it does on the query path is nothing: a
+`SessionHub` owns the sessions, the backends and what they share: contexts, databases, the pool, the shared
+listeners. It
+is the `SessionOpener` of the front door and the `SessionHost` of every session. What it does on the query path is
+nothing: a
 session talks to its pool block and its backend directly.
 """
 
@@ -342,10 +344,10 @@ class SessionHub:
         """
         for pid in pids:
             target = self.sessions.get(pid)
-            if target is None or target is session or not target.can_borrow:
+            if target is None or target is session or not target.can_borrow():
                 continue
             backend = await lease(target.block, target.context)
-            if target.can_borrow:
+            if target.can_borrow():
                 backend.owner = target
                 backend.last_session_pid = target.pid
                 target.backend = backend

@@ -1,7 +1,8 @@
 """LISTEN for pooled sessions: one listening connection a database, shared by all of its sessions.
 
 A `ListenHub` owns that connection (outside the pool's budget, made when the first session listens, closed with the
-last). Channels are counted by subscription. When the engine comes back after a loss the channels are listened to again; what was
+last). Channels are counted by subscription. When the engine comes back after a loss the channels are listened to
+again; what was
 sent in between is lost, as it is for any client of a crashed PostgreSQL.
 """
 

@@ -1,8 +1,11 @@
 """Hooks and query events on the query path.
 
-Only asked while somebody registered (`QueryObserver.is_active`). What hooks answer at once costs calls, no task; what they wait for gets one. A
-simple Query is one execution; in the extended protocol each Execute is one, with the values bound to its portal. Verdicts
-become answers at the execution's place in the run (`ClientSession.local_answers`): bytes for an Answer, a PgError for a Deny.
+Only asked while somebody registered (`QueryObserver.is_active`). What hooks answer at once costs calls, no task;
+what they wait for gets one. A
+simple Query is one execution; in the extended protocol each Execute is one, with the values bound to its portal.
+Verdicts
+become answers at the execution's place in the run (`ClientSession.local_answers`): bytes for an Answer, a PgError
+for a Deny.
 """
 
 from __future__ import annotations
@@ -76,7 +79,9 @@ class QueryObserver:
     def before_query(
         self, session: ClientSession, request: bytes, info: QueryInfo
     ) -> Awaitable[bytes | None] | bytes | None:
-        """Ask about a simple Query; the request to go on with, None where it was answered. Raises PgError for a Deny."""
+        """Ask about a simple Query; the request to go on with, None where it was answered. Raises PgError for a
+        Deny.
+        """
         context = self._context(session, _decode(session, request[5:-1]), info, Conversation.SIMPLE)
         run = session.observed = ObservedRun(len(request))
         judgement = self._ask(context)
@@ -195,7 +200,9 @@ class QueryObserver:
     def after_run(
         self, session: ClientSession, error: PgError | None, *, is_lost: bool = False
     ) -> Awaitable[None] | None:
-        """The run is over: tell of its executions. Returns what to await before ReadyForQuery is written, if anything."""
+        """The run is over: tell of its executions. Returns what to await before ReadyForQuery is written, if
+        anything.
+        """
         run, session.observed = session.observed, None
         if run is None:
             return None
@@ -293,7 +300,9 @@ def session_info(session: ClientSession) -> SessionInfo:
 
 
 def executions(session: ClientSession, run: bytes) -> list[tuple[int, str, int, BoundPortal]]:
-    """Every Execute of a run: its offset, portal, row limit, and what the portal runs. Remembers portals for later runs."""
+    """Every Execute of a run: its offset, portal, row limit, and what the portal runs. Remembers portals for
+    later runs.
+    """
     found: list[tuple[int, str, int, BoundPortal]] = []
     parsed: dict[bytes, tuple[bytes, QueryInfo]] = {}
     bound = session.bound

@@ -49,9 +49,7 @@ class StatementRegistry:
     """All shared statements of one database. What no session and no backend holds is forgotten."""
 
     def __init__(self) -> None:
-        self._statements: WeakValueDictionary[tuple[bytes, ParseContext, int], SharedStatement] = (
-            WeakValueDictionary()
-        )
+        self._statements: WeakValueDictionary[tuple[bytes, ParseContext, int], SharedStatement] = WeakValueDictionary()
         self._numbers: Iterator[int] = itertools.count(1)
 
     def __len__(self) -> int:

@@ -9,9 +9,11 @@ session must be known before the next is sent. `Phase` says what the session wai
     COPY_IN   for the client's CopyData            BUSY      for something of our own (replay, settling, a special run)
     CLOSED    for nothing
 
-The plain path (`_start_query`, `_start_extended`, `backend_ready`) is kept free of everything rare: what a statement does to
+The plain path (`_start_query`, `_start_extended`, `backend_ready`) is kept free of everything rare: what a statement
+does to
 the virtual session is `server.effects`, extended messages are rewritten in `server.extended`, statements that need
-work before they may be forwarded go through `server.special`, and what is left behind by a client is cleaned in `server.cleanup`.
+work before they may be forwarded go through `server.special`, and what is left behind by a client is cleaned in
+`server.cleanup`.
 """
 
 from __future__ import annotations
@@ -39,10 +41,8 @@ from protocol.scan import (
     length_at,
     skip_same_type,
 )
-from server.extended import (
-    EXTENDED_TYPES,
-    RunBuilder,
-    is_one_run,
+from server.extended import EXTENDED_TYPES, RunBuilder, is_one_run
+from server.injected import (
     prepare_first,
     refusal_message,
     refusal_replies,
@@ -224,7 +224,8 @@ class ClientSession(BackendSide, asyncio.Protocol):
     def send_query(self) -> None:
         """Forward the Query in `request`; the backend is leased and in our context."""
         backend = self.backend
-        assert backend is not None and self.request_info is not None
+        assert backend is not None
+        assert self.request_info is not None
         info = self.request_info
         if info.has_effects:
             tracker = self.tracker()

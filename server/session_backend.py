@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
+from typing import cast
 
 from engine.connection import BackendConnection
 from protocol.errors import PgError
 from protocol.expectations import PASS, Expected, HiddenReplies, MixedReplies, Reply
 from protocol.scan import READY_IDLE, SYNC_BYTES, message
-from server.context import must_await_replay, replay_sql
+from server.context import SessionContext, must_await_replay, replay_sql
 from server.errors import pool_error
 from server.prepared import BACKEND_NAME_PREFIX
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, WAITING, SessionState
@@ -81,8 +82,9 @@ class BackendSide(SessionState):
     def _replay(self, backend: BackendConnection, then: Callable[[], None]) -> None:
         """Bring the backend's settings to ours: a unit of its own, in the same round trip where that is safe."""
         wanted = self.context
-        waits = must_await_replay(backend.context, wanted)
-        sql = replay_sql(backend.context, wanted)
+        current = cast(SessionContext | None, backend.context)
+        waits = must_await_replay(current, wanted)
+        sql = replay_sql(current, wanted)
         backend.context = wanted
         if not sql:
             then()
@@ -127,7 +129,7 @@ class BackendSide(SessionState):
         backend.watch_completions = False
         backend.resume_reading()
         if backend.cancels_in_flight:
-            self.host.quarantine(self, backend)
+            self.host.quarantine(self.me, backend)
         elif self.is_tainted:
             self.is_tainted = False
             self.block.release(backend, reusable=False)
@@ -148,16 +150,16 @@ class BackendSide(SessionState):
         stats.statement_ended(perf_counter() - self.run_started)
         self.status = status
         if self.observed is not None:
-            pending = self.host.observer.after_run(self, self.run_error)
+            pending = self.host.observer.after_run(self.me, self.run_error)
             self.run_error = None
             if pending is not None:
                 self.phase = BUSY
-                self.host.run_after(self, pending, chunk)
+                self.host.run_after(self.me, pending, chunk)
                 return
         if self.effects is not None and self.effects.notified and self.channels and status == READY_IDLE:
             # What a session sends itself arrives before ReadyForQuery.
             self.phase = BUSY
-            self.host.sync_listener(self, lambda: self.end_run(chunk) if self.is_open else None)
+            self.host.sync_listener(self.me, lambda: self.end_run(chunk) if self.is_open else None)
             return
         self.end_run(chunk)
 
@@ -175,7 +177,7 @@ class BackendSide(SessionState):
             self.transactions += 1
             if self.effects is not None:
                 self.phase = BUSY
-                self.effects.settle(self)
+                self.effects.settle(self.me)
                 return
             if not self.pins:
                 self.release()
@@ -218,7 +220,7 @@ class BackendSide(SessionState):
     def backend_complete(self, tag: bytes | None) -> None:
         """A statement of the run completed."""
         if self.effects is not None:
-            self.effects.completed(self, tag)
+            self.effects.completed(self.me, tag)
         if self.observed is not None:
             self.observed.completed(tag)
 
@@ -304,9 +306,9 @@ class BackendSide(SessionState):
         """Answer the current run with an error, without the engine; the session lives. Only outside a transaction."""
         self.database.stats.count_error(error.sqlstate)
         if self.observed is not None:
-            pending = self.host.observer.after_run(self, error)
+            pending = self.host.observer.after_run(self.me, error)
             if pending is not None:
-                self.host.run_after(self, pending, b"")
+                self.host.run_after(self.me, pending, b"")
         self.send(error.to_error_response())
         if self.request[:1] == b"Q" or self.request[-5:] == SYNC_BYTES:
             self.send_ready()
@@ -338,7 +340,7 @@ class BackendSide(SessionState):
             self.block.cancel(self)
         backend, self.backend = self.backend, None
         self.inbox.clear()
-        self.host.leave(self, backend, reason)
+        self.host.leave(self.me, backend, reason)
         if not self.transport.is_closing():
             self.transport.close()
 

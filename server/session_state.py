@@ -1,6 +1,7 @@
 """What one session is: who it is, what it holds, and what it waits for. Plain data and the smallest questions about it.
 
-The behaviour is in the two layers above: `server.session_backend` (the side of the engine) and `server.session` (the side of
+The behaviour is in the two layers above: `server.session_backend` (the side of the engine) and `server.session` (the
+side of
 the client).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from engine.connection import BackendConnection
 from protocol.errors import PgError
@@ -191,6 +192,12 @@ class SessionState:
         self.pid = pid
         self.serial = serial
         self.secret = secret
+        self.connected_at = now
+        self.last_request_at = now
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        """What every session begins with."""
         self.phase: Phase = IDLE
         self.status = READY_IDLE
         self.backend: BackendConnection | None = None
@@ -226,8 +233,6 @@ class SessionState:
         self.run_stack: AsyncExitStack | None = None
         self.reply_started = False
         self.wait_started = 0.0
-        self.connected_at = now
-        self.last_request_at = now
         self.statements = 0
         self.transactions = 0
         self.received_bytes = 0
@@ -281,6 +286,11 @@ class SessionState:
         """Not ended."""
         return self.phase is not CLOSED
 
+    @property
+    def me(self) -> ClientSession:
+        """This session as those outside know it: the whole of its layers."""
+        return cast("ClientSession", self)
+
     def keep_until_run_ends(self, stack: AsyncExitStack) -> None:
         """`stack` is closed when the current run is over, however it ends."""
         self.run_stack = stack
@@ -289,9 +299,8 @@ class SessionState:
         """The run is over."""
         stack, self.run_stack = self.run_stack, None
         if stack is not None:
-            self.host.run_ended(self, stack)  # type: ignore[arg-type]
+            self.host.run_ended(self.me, stack)
 
-    @property
     def can_borrow(self) -> bool:
         """Idle and without a backend."""
         return self.phase is IDLE and self.backend is None and not self.inbox

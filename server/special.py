@@ -31,8 +31,8 @@ from protocol.scan import (
 )
 from server.admin import encode
 from server.admin.console import AdminConsole, BoundCommand
-from server.extended import HiddenRun
 from server.extension.commands import AdminCaller, AdminResult
+from server.injected import HiddenRun
 from server.local_statement import LocalPortal, LocalStatement, bind_local
 from server.prepared import bind_values
 from server.session_state import BUSY, IDLE, OPEN
@@ -98,7 +98,7 @@ class SpecialRuns:
             self._refused(session, request, error)
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - one client's bug must not reach another
             _log.exception("a special run failed")
             session.fatal(PgError("XX000", "internal error of the server; its log has the details"))
 
@@ -125,7 +125,9 @@ class SpecialRuns:
             self._refused(session, request, error)
 
     async def after(self, session: ClientSession, pending: Awaitable[None], chunk: bytes) -> None:
-        """Those who must know before the client does have been told; then the client. Their failure ends the session."""
+        """Those who must know before the client does have been told; then the client. Their failure ends the
+        session.
+        """
         try:
             await pending
         except PgError as error:
@@ -244,7 +246,9 @@ class SpecialRuns:
         return b"C\0\0\0\x0bLISTEN\0" if is_listen else b"C\0\0\0\x0dUNLISTEN\0"
 
     async def materialise(self, session: ClientSession) -> None:
-        """Give the session a backend of its own that has its prepared statements, and listens, under their real names."""
+        """Give the session a backend of its own that has its prepared statements, and listens, under their real
+        names.
+        """
         if session.is_materialised:
             return
         backend = await self._backend(session)

@@ -18,7 +18,9 @@ class SessionCounts(Protocol):
 
 
 class DatabaseTotals:
-    """Since the server started. Times are microseconds. Bytes and transactions of live sessions are the sessions' own."""
+    """Since the server started. Times are microseconds. Bytes and transactions of live sessions are the sessions'
+    own.
+    """
 
     __slots__ = (
         "_count_error",

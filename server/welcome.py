@@ -1,7 +1,9 @@
 """What a new session is told before its first ReadyForQuery, learned from the engine once for each way to start.
 
-A session begins without a backend of its own: the ParameterStatus burst for a role, a database and a set of startup settings is
-learned on a leased backend the first time, and kept. Wrong startup settings fail as PostgreSQL fails them. `application_name` differs from
+A session begins without a backend of its own: the ParameterStatus burst for a role, a database and a set of startup
+settings is
+learned on a leased backend the first time, and kept. Wrong startup settings fail as PostgreSQL fails them.
+`application_name` differs from
 client to client and needs no check, so it is no part of the key.
 """
 

@@ -1,0 +1,127 @@
+"""Runs of our own within a session's: refusals in the right place, and statements prepared ahead of their use.
+
+A refusal is a Parse that the engine is sure to refuse, with our words in the place of its own: transaction and
+pipeline are then as
+failed as PostgreSQL would leave them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from protocol.errors import PgError
+from protocol.expectations import Action, Expected, HiddenReplies, MixedReplies, Reply
+from protocol.scan import F_BIND, F_DESCRIBE, SYNC_BYTES, length_at, pack_length
+from server.prepared import BACKEND_NAME_PREFIX, VirtualStatement
+
+if TYPE_CHECKING:
+    from engine.connection import BackendConnection
+    from server.session import ClientSession
+
+_STATEMENT: Final = 0x53  # 'S' in Describe
+
+
+def refusal_message() -> bytes:
+    """A Parse that the engine is sure to refuse: the transaction and the pipeline then fail where ours has to."""
+    body = BACKEND_NAME_PREFIX + b"refused\0refused by RustyDB\0\0\0"
+    return b"P" + pack_length(len(body) + 4) + body
+
+
+def refuse_within(plan: MixedReplies, error: PgError, *, is_synced: bool = True) -> None:
+    """Expect a refusal as the next thing of a run that is under way."""
+    plan.push(Expected(Reply.PARSE, error=error.to_error_response()))
+    if is_synced:
+        plan.push(Expected(Reply.SYNC))
+
+
+def refusal_replies(error: PgError, *, is_synced: bool = True) -> MixedReplies:
+    """The replies to a refusal alone: our error in the place of the engine's."""
+    replies = MixedReplies()
+    refuse_within(replies, error, is_synced=is_synced)
+    return replies
+
+
+def statements_to_prepare(session: ClientSession, backend: BackendConnection, run: bytes) -> list[VirtualStatement]:
+    """Statements used in the run that the backend lacks and whose description the client has seen."""
+    prepared = session.prepared
+    if not prepared or session.is_materialised:
+        return []
+    found: list[VirtualStatement] = []
+    pos = 0
+    while pos < len(run):
+        kind = run[pos]
+        end = pos + 1 + length_at(run, pos + 1)[0]
+        name = b""
+        if kind == F_BIND:
+            start = run.index(0, pos + 5, end) + 1
+            name = run[start : run.index(0, start, end)]
+        elif kind == F_DESCRIBE and run[pos + 5] == _STATEMENT:
+            name = run[pos + 6 : end - 1]
+        if name:
+            statement = prepared.get(name)
+            if (
+                isinstance(statement, VirtualStatement)
+                and statement.description is not None
+                and statement.shared not in backend.prepared
+                and statement not in found
+            ):
+                found.append(statement)
+        pos = end
+    return found
+
+
+def prepare_first(
+    backend: BackendConnection, statements: list[VirtualStatement], then: Callable[[PgError | None], None]
+) -> None:
+    """Prepare statements as a run of its own and compare their descriptions with what the client saw.
+
+    A result type that is not what the client saw must fail as PostgreSQL would fail it, before anything is executed.
+    """
+    messages = []
+    replies = MixedReplies()
+    failures: list[PgError] = []
+    for statement in statements:
+        name = statement.shared.name
+        messages.append(statement.shared.parse_message())
+        messages.append(b"D" + pack_length(6 + len(name)) + b"S" + name + b"\0")
+        replies.push(Expected(Reply.PARSE, Action.IGNORE))
+        replies.push(Expected(Reply.DESCRIBE, Action.IGNORE, on_answer=_Compared(statement, failures)))
+        backend.prepared[statement.shared] = name
+
+    def prepared(result: HiddenReplies) -> None:
+        error = result.error or (failures[0] if failures else None)
+        if error is not None:
+            for statement in statements:
+                backend.prepared.pop(statement.shared, None)
+        then(error)
+
+    backend.send(b"".join(messages) + SYNC_BYTES, HiddenRun(replies, prepared))
+
+
+class _Compared:
+    """Compares a fresh description with the one the client saw."""
+
+    __slots__ = ("_failures", "_statement")
+
+    def __init__(self, statement: VirtualStatement, failures: list[PgError]) -> None:
+        self._statement = statement
+        self._failures = failures
+
+    def __call__(self, raw: bytes) -> None:
+        if raw[:1] in (b"T", b"n") and raw != self._statement.description:
+            self._failures.append(PgError("0A000", "cached plan must not change result type"))
+
+
+class HiddenRun(HiddenReplies):
+    """Our own extended run: its replies go through an expectation queue, none to the client."""
+
+    __slots__ = ("_replies",)
+
+    def __init__(self, replies: MixedReplies, done: Callable[[HiddenReplies], None]) -> None:
+        super().__init__(done)
+        self._replies = replies
+
+    def receive(self, kind: int, body: bytes) -> None:
+        super().receive(kind, body)
+        self._replies.receive(kind, bytes([kind]) + pack_length(len(body) + 4) + body)
