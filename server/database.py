@@ -7,10 +7,14 @@ when what functions may do changes.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from engine.catalog import CatalogLoader, DatabaseCatalog
+from engine.errors import EngineError
 from protocol.scan import F_BIND, F_CLOSE, F_DESCRIBE, F_EXECUTE, F_PARSE, length_at
 from server.prepared import StatementRegistry
 from server.statement_info import Needs, QueryInfo
@@ -21,7 +25,10 @@ if TYPE_CHECKING:
     from server.session import ClientSession
     from server.statement import Analyzer
 
+_log = logging.getLogger("rustydb.catalog")
+
 _PARSE_ENTRIES = 10_000
+_CHECK_SECONDS = 1.0
 _PARSE_TEXT_BYTES = 16 * 1024
 """Longer texts are looked up by the text alone: they would push many short ones out."""
 
@@ -54,6 +61,8 @@ class DatabaseState:
         self._analyzer = analyzer
         self._reader = reader
         self._loading: asyncio.Task[None] | None = None
+        self._check: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def is_current(self) -> bool:
@@ -81,6 +90,48 @@ class DatabaseState:
         while not self.catalog.is_current:
             await self.catalog.load(self._reader)
         self.parses.clear()
+
+    def is_slow(self, text: bytes) -> bool:
+        """A long text that is not known: reading it on the event loop would hold everybody up."""
+        return self._analyzer.is_expensive(text) and text not in self.infos and not self._analyzer.is_known(text)
+
+    def has_slow_text(self, run: bytes) -> bool:
+        """Whether a run of extended messages holds such a text."""
+        pos = 0
+        while pos < len(run):
+            end = pos + 1 + length_at(run, pos + 1)[0]
+            if run[pos] == F_PARSE:
+                start = run.index(0, pos + 5, end) + 1
+                if self.is_slow(run[start : run.index(0, start, end)]):
+                    return True
+            pos = end
+        return False
+
+    async def read_ahead(self, text: bytes, encoding: str | None) -> None:
+        """Read a long text in a thread, so that `analyse` is quick."""
+        if encoding is not None:
+            text = _transcode(text, encoding)
+        if self.is_slow(text):
+            self._analyzer.learn(text, await asyncio.to_thread(self._analyzer.read, text))
+
+    def check_catalog(self) -> None:
+        """A statement ran that may have changed the catalog unseen: look once it is quiet, while the old reading
+        stands.
+        """
+        if self._check is None:
+            self._check = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._check = None
+        self._looking = asyncio.get_running_loop().create_task(self._look(), name="catalog check")
+
+    async def _look(self) -> None:
+        try:
+            if await self.catalog.load(self._reader):
+                self.parses.clear()
+        except (OSError, EngineError, asyncpg.PostgresError) as error:
+            _log.warning("the catalog of %s could not be read: %s", self.name, error)
+            self.reload_catalog()
 
     def analyse(self, text: bytes, encoding: str | None) -> QueryInfo:
         """What a Query text does; remembered in `infos`."""

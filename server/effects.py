@@ -111,6 +111,8 @@ class EffectTracker:
             session.pins.add(effect.argument)
             if effect.argument in _PROVABLE:
                 self.must_prove = True
+            elif effect.argument == PinReason.HIDDEN_STATE:
+                session.database.check_catalog()
         elif kind is EffectKind.SETTLE or kind is EffectKind.ROLLBACK or kind is EffectKind.ROLLBACK_TO:
             self.must_prove = True
         elif kind is EffectKind.SESSION_AUTHORIZATION:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 _INBOX_HIGH_BYTES = 256 * 1024
 _OPEN_RUN_BYTES = 64 * 1024
 _QUERY_KEPT_BYTES = 1024
+_LONG_TEXT_BYTES = 4096
 
 _LARGE_OBJECT_FUNCTIONS = frozenset({715, 764, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172})
 """OIDs of the built-in functions that libpq calls by FunctionCall."""
@@ -189,6 +190,11 @@ class ClientSession(BackendSide, asyncio.Protocol):
         text = request[5:-1]
         info = self.database.infos.get(text)
         if info is None or self.encoding is not None:
+            if len(text) > _LONG_TEXT_BYTES and self.database.is_slow(text):
+                self._begin(text)
+                self.phase = BUSY
+                self.host.run_special(self, request, self.database.plain_info)
+                return
             info = self.database.analyse(text, self.encoding)
         self.request = request
         self.request_info = info
@@ -263,6 +269,8 @@ class ClientSession(BackendSide, asyncio.Protocol):
     def _is_special(self, request: bytes) -> bool:
         """Whether a run needs more than rewriting names."""
         if self.host.observer.is_active or not self.database.is_current:
+            return True
+        if len(request) > _LONG_TEXT_BYTES and self.database.has_slow_text(request):
             return True
         return bool(self.database.needs_of_run(request, self))
 

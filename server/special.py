@@ -83,13 +83,17 @@ class SpecialRuns:
     async def run(self, session: ClientSession, request: bytes, info: QueryInfo | None) -> None:
         """Do what the run needs and set the session on its way. Never raises."""
         try:
-            if not session.database.is_current:
-                await session.database.load_catalog()
-                if info is not None:
-                    info = session.database.analyse(request[5:-1], session.encoding)
-                    if not session.needs_of(info):
-                        self._forward(session, request, info)
-                        return
+            database = session.database
+            if not database.is_current:
+                await database.load_catalog()
+            if info is not None:
+                await database.read_ahead(request[5:-1], session.encoding)
+                info = database.analyse(request[5:-1], session.encoding)
+                if not session.needs_of(info) and not self._host.observer.is_active:
+                    self._forward(session, request, info)
+                    return
+            else:
+                await self._read_ahead(session, request)
             if info is not None:
                 await self._query(session, request, info)
             else:
@@ -352,6 +356,16 @@ class SpecialRuns:
         session.request = b"".join(out)
         session.local_answers = answers
         session.with_backend(session.send_extended)
+
+    async def _read_ahead(self, session: ClientSession, request: bytes) -> None:
+        """Read the long texts of a run in a thread."""
+        pos = 0
+        while pos < len(request):
+            end = pos + 1 + length_at(request, pos + 1)[0]
+            if request[pos] == F_PARSE:
+                start = request.index(0, pos + 5) + 1
+                await session.database.read_ahead(request[start : request.index(0, start)], session.encoding)
+            pos = end
 
     async def _parse(self, session: ClientSession, raw: bytes) -> bytes:
         """A Parse that goes to the engine, with what its text needs done."""

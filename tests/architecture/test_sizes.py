@@ -15,6 +15,7 @@ MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 500, 400, 60
 # "path" or "path::name": why it may be larger. One that is small enough again must go.
 EXCEPTIONS: dict[str, str] = {
     "protocol/sqlstate.py": "generated: one line a SQLSTATE",
+    "server/pool/pool.py::Pool": "one budget needs one owner: what could be apart (connector, keeper, allotment) is",
 }
 
 
