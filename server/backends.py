@@ -160,6 +160,9 @@ class Backends:
             block.release(backend, reusable=False)
             return
 
+        if session.effects is not None:
+            session.effects.abandon(session)
+
         def done(reusable: bool) -> None:
             if reusable and backend.cancels_in_flight:
                 self._quarantined[backend] = session

@@ -83,11 +83,19 @@ class EffectTracker:
                 self.rolled_back = True
             self._apply(session, effect)
 
-    def failed(self) -> None:
+    def failed(self, session: ClientSession) -> None:
         """The run failed: what was expected of it will not complete."""
-        self._expected.clear()
+        self.abandon(session)
         self.rolled_back = True
         self.must_prove = True
+
+    def abandon(self, session: ClientSession) -> None:
+        """What is not completed may have run in part: locks and sequence values outlive even what rolls back."""
+        for effects in self._expected:
+            for effect in effects:
+                if effect.kind is EffectKind.PIN or effect.kind is EffectKind.SEQUENCE:
+                    self._apply(session, effect)
+        self._expected.clear()
 
     def reported(self, name: str) -> None:
         """ParameterStatus: the setting changed, whoever changed it."""
@@ -117,6 +125,7 @@ class EffectTracker:
             self.must_prove = True
         elif kind is EffectKind.SESSION_AUTHORIZATION:
             session.pins.add(PinReason.SESSION_AUTHORIZATION)
+            self.touched["role"] = True  # it ends a SET ROLE
         elif kind is EffectKind.DISCARD_ALL:
             self._discard_all(session)
         elif kind is EffectKind.DISCARD_TEMP:
@@ -244,12 +253,10 @@ def deallocate(session: ClientSession, name: str) -> None:
             session.prepared.pop(name.encode(), None)
         return
     session.prepared = None
-    session.unnamed = None
     session.is_materialised = False
     session.pins -= {PinReason.SQL_PREPARE, PinReason.SESSION_CATALOG}
     if session.backend is not None:
         session.backend.prepared.clear()
-        session.backend.unnamed = None
 
 
 _ENCODINGS: Final = {

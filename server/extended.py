@@ -22,6 +22,7 @@ from protocol.scan import (
     F_PARSE,
     F_SYNC,
     HEADER_BYTES,
+    READY_IDLE,
     length_at,
     pack_length,
 )
@@ -32,6 +33,7 @@ from server.statement_info import Effect, EffectKind, QueryInfo
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
     from server.session import ClientSession
+    from server.session_state import SessionState
 
 EXTENDED_TYPES: Final = frozenset({F_PARSE, F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE, F_SYNC, F_FLUSH})
 
@@ -47,6 +49,9 @@ _REPLY_OF: Final = {
 _PARSE_COMPLETE: Final = b"1\x00\x00\x00\x04"
 _CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 _STATEMENT: Final = 0x53  # 'S' in Describe and Close
+_PORTALS_KEPT: Final = 64
+_UNKNOWN_STATEMENT: Final = object()
+"""Stands in `BackendConnection.unnamed` for an unnamed statement of which nothing is known."""
 
 
 def is_one_run(data: bytes) -> bool:
@@ -64,6 +69,23 @@ def is_one_run(data: bytes) -> bool:
         if kind == F_SYNC or kind == F_FLUSH:
             break
     return pos == end_of_data
+
+
+def forget_unnamed(session: SessionState, backend: BackendConnection) -> None:
+    """A run failed: what it parsed as the unnamed statement may have been skipped, and the one before may be another's."""
+    backend.unnamed = _UNKNOWN_STATEMENT
+    if session.unnamed is not None and (session.was_open or not _parses_unnamed_first_only(session.request)):
+        session.unnamed = None
+
+
+def _parses_unnamed_first_only(run: bytes) -> bool:
+    """Whether the unnamed statement is parsed by the first message, which is never skipped, or by none."""
+    pos = 0
+    while pos < len(run):
+        if pos and run[pos] == F_PARSE and run[pos + 5] == 0:
+            return False
+        pos += 1 + length_at(run, pos + 1)[0]
+    return True
 
 
 class RunBuilder:
@@ -239,6 +261,9 @@ class RunBuilder:
         name = run[portal_end + 1 : name_end]
         info: QueryInfo | None = None
         if not name:
+            if session.unnamed is None and self._backend.unnamed is not None:
+                self._refuse_unnamed(run, pos, end)
+                return
             info = self._use_unnamed(run, pos)
         elif not session.is_materialised:
             statement = session.prepared.get(name) if session.prepared is not None else None
@@ -259,8 +284,10 @@ class RunBuilder:
         if info is not None:
             if info.has_effects:
                 info = _with_parameters(info, run, pos, end)
-            if session.portals is None:
-                session.portals = {}
+            if session.portals is None or (
+                len(session.portals) > _PORTALS_KEPT and session.status == READY_IDLE and not session.was_open
+            ):
+                session.portals = {}  # the portals of transactions that have ended are gone
             session.portals[run[pos + 5 : portal_end]] = info
         self._replies.append(F_BIND)
 
@@ -302,6 +329,9 @@ class RunBuilder:
             return
         name = run[pos + 6 : end - 1]
         if not name:
+            if session.unnamed is None and self._backend.unnamed is not None:
+                self._refuse_unnamed(run, pos, end)
+                return
             self._use_unnamed(run, pos)
             self._replies.append(F_DESCRIBE)
             return
@@ -373,6 +403,10 @@ class RunBuilder:
     def _refuse_unknown(self, run: bytes, pos: int, end: int, name: bytes) -> None:
         text = name.decode(errors="replace")
         self._refuse(run, pos, end, PgError("26000", f'prepared statement "{text}" does not exist'))
+
+    def _refuse_unnamed(self, run: bytes, pos: int, end: int) -> None:
+        """The unnamed statement on this backend is another session's."""
+        self._refuse(run, pos, end, PgError("26000", "unnamed prepared statement does not exist"))
 
     def _refuse(self, run: bytes, pos: int, end: int, error: PgError) -> None:
         """Let the engine fail here, so that transaction and pipeline are as failed as they should be, in our words."""

@@ -156,7 +156,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
             dropped = min(self._skip_bytes, len(inbox))
             del inbox[:dropped]
             self._skip_bytes -= dropped
-        pos = self._scanned
+        pos = 0
         end_of_data = len(inbox)
         while end_of_data - pos >= HEADER_BYTES:
             kind = inbox[pos]
@@ -174,15 +174,12 @@ class ClientSession(BackendSide, asyncio.Protocol):
             pos = end
             if kind == F_SYNC or kind == F_FLUSH:
                 return self._cut(end)
-        if pos > _OPEN_RUN_BYTES:
-            return self._cut(pos)
-        self._scanned = pos
-        return None
+        # Whole messages whose Sync has not come go now: PostgreSQL would execute them, and tell of an error, at once.
+        return self._cut(pos) if pos else None
 
     def _cut(self, end: int) -> bytes:
         run = bytes(self.inbox[:end])
         del self.inbox[:end]
-        self._scanned = 0
         return run
 
     def _start_query(self, request: bytes) -> None:
@@ -297,7 +294,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
         else:
             backend.statements += 1
             plan_ = builder.plan(is_synced=is_synced)
-            if not is_synced and builder.only_prepares:
+            if not is_synced and builder.only_prepares and self.request[-5:] == FLUSH_BYTES:
                 # Parse and Describe up to a Flush: end the run ourselves, or an idle client would keep the backend.
                 assert isinstance(plan_, MixedReplies)
                 plan_.push(Expected(Reply.SYNC, Action.IGNORE))

@@ -17,6 +17,7 @@ from protocol.expectations import PASS, Expected, HiddenReplies, MixedReplies, R
 from protocol.scan import READY_IDLE, SYNC_BYTES, message
 from server.context import SessionContext, must_await_replay, replay_sql
 from server.errors import pool_error
+from server.extended import forget_unnamed
 from server.prepared import BACKEND_NAME_PREFIX
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, WAITING, SessionState
 
@@ -128,11 +129,11 @@ class BackendSide(SessionState):
         backend.owner = None
         backend.watch_completions = False
         backend.resume_reading()
-        if backend.cancels_in_flight:
-            self.host.quarantine(self.me, backend)
-        elif self.is_tainted:
+        if self.is_tainted:
             self.is_tainted = False
             self.block.release(backend, reusable=False)
+        elif backend.cancels_in_flight:
+            self.host.quarantine(self.me, backend)
         else:
             self.block.release(backend)
 
@@ -230,9 +231,11 @@ class BackendSide(SessionState):
         if self.is_self_synced:
             self.is_skipping = True  # PostgreSQL would skip up to the client's own Sync
         if self.effects is not None:
-            self.effects.failed()
+            self.effects.failed(self.me)
         if self.observed is not None and self.run_error is None:
             self.run_error = error
+        if self.run_is_extended and self.backend is not None:
+            forget_unnamed(self, self.backend)
         if error.sqlstate == "0A000" and self.run_is_extended:
             self.database.bump_generation()  # a shared statement's result type changed: a fresh Parse gets a fresh one
         if BACKEND_NAME_PREFIX in raw and self.prepared:

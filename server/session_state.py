@@ -103,7 +103,6 @@ class SessionState:
         "_is_paused",
         "_left_in",
         "_pressure",
-        "_scanned",
         "_skip_bytes",
         "_then",
         "backend",
@@ -239,7 +238,6 @@ class SessionState:
         self.sent_bytes = 0
         self._then: Callable[[], None] | None = None
         self._left_in: Phase = IDLE
-        self._scanned = 0
         self._skip_bytes = 0
         self._is_paused = False
         self._pressure = False
