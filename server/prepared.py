@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from protocol.scan import F_PARSE, length_at, pack_length
 from server.context import ParseContext
 from server.statement_info import QueryInfo
+
+if TYPE_CHECKING:
+    from engine.connection import BackendConnection
+    from server.session_state import SessionState
 
 BACKEND_NAME_PREFIX = b"rustydb_"
 
@@ -63,6 +68,27 @@ class StatementRegistry:
             name = BACKEND_NAME_PREFIX + str(next(self._numbers)).encode()
             found = self._statements[key] = SharedStatement(name, text_and_types)
         return found
+
+
+_UNKNOWN_STATEMENT: Final = object()
+"""Stands in `BackendConnection.unnamed` for an unnamed statement of which nothing is known."""
+
+
+def forget_unnamed(session: SessionState, backend: BackendConnection) -> None:
+    """A run failed: what it parsed as the unnamed statement may have been skipped, and the one before is another's."""
+    backend.unnamed = _UNKNOWN_STATEMENT
+    if session.unnamed is not None and (session.was_open or not _parses_unnamed_first_only(session.request)):
+        session.unnamed = None
+
+
+def _parses_unnamed_first_only(run: bytes) -> bool:
+    """Whether the unnamed statement is parsed by the first message, which is never skipped, or by none."""
+    pos = 0
+    while pos < len(run):
+        if pos and run[pos] == F_PARSE and run[pos + 5] == 0:
+            return False
+        pos += 1 + length_at(run, pos + 1)[0]
+    return True
 
 
 def split_parse(data: bytes, pos: int, end: int) -> tuple[bytes, bytes]:

@@ -17,8 +17,7 @@ from protocol.expectations import PASS, Expected, HiddenReplies, MixedReplies, R
 from protocol.scan import READY_IDLE, SYNC_BYTES, message
 from server.context import SessionContext, must_await_replay, replay_sql
 from server.errors import pool_error
-from server.extended import forget_unnamed
-from server.prepared import BACKEND_NAME_PREFIX
+from server.prepared import BACKEND_NAME_PREFIX, forget_unnamed
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, WAITING, SessionState
 
 _READY_BYTES = 6
