@@ -115,9 +115,10 @@ class ContextRegistry:
 
 
 def quote_literal(value: str) -> str:
-    """A string constant, whatever standard_conforming_strings says."""
-    if "\\" in value:
-        return " E'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+    """A string constant, whatever standard_conforming_strings and client_encoding say: in ASCII (databases are UTF8)."""
+    if "\\" in value or not value.isascii():
+        escaped = value.replace("\\", "\\\\").replace("'", "''")
+        return " E'" + "".join(c if c.isascii() else f"\\U{ord(c):08X}" for c in escaped) + "'"
     return "'" + value.replace("'", "''") + "'"
 
 
@@ -148,8 +149,15 @@ def replay_sql(current: SessionContext | None, wanted: SessionContext) -> str:
 
 
 def quote_name(name: str) -> str:
-    """A setting's name for RESET: each part of a custom name quoted by itself."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
+    """A setting's name for RESET: each part of a custom name quoted by itself, in ASCII."""
+    return ".".join(_quote_part(part) for part in name.split("."))
+
+
+def _quote_part(part: str) -> str:
+    if part.isascii():
+        return '"' + part.replace('"', '""') + '"'
+    escaped = part.replace("\\", "\\\\").replace('"', '""')
+    return 'U&"' + "".join(c if c.isascii() else f"\\+{ord(c):06X}" for c in escaped) + '"'
 
 
 def must_await_replay(current: SessionContext | None, wanted: SessionContext) -> bool:

@@ -45,11 +45,13 @@ class EffectTracker:
 
     __slots__ = (
         "_expected",
+        "_savepoints",
         "catalog_changed",
         "deallocated",
         "listens",
         "must_prove",
         "notified",
+        "reverted",
         "roles_changed",
         "rolled_back",
         "routines_changed",
@@ -65,7 +67,9 @@ class EffectTracker:
         self.routines_changed = False
         self.notified = False
         self.rolled_back = False
+        self.reverted = False  # something was rolled back: a setting that was reset may not be
         self.listens: list[Effect] = []
+        self._savepoints: list[tuple[str, int]] = []  # names, and how many `listens` came before
 
     def expect(self, effects: tuple[Effect, ...]) -> None:
         """One more completion will come; these are its effects."""
@@ -80,22 +84,30 @@ class EffectTracker:
             self.rolled_back = False
         for effect in effects:
             if effect.kind is EffectKind.ROLLBACK or (tag == b"ROLLBACK" and effect.kind is EffectKind.COMMIT):
-                self.rolled_back = True
+                self.rolled_back = self.reverted = True
+                self.listens.clear()
+                self._savepoints.clear()
             self._apply(session, effect)
 
     def failed(self, session: ClientSession) -> None:
-        """The run failed: what was expected of it will not complete."""
+        """The run failed: only the next statement can have run in part, and what follows it will not complete."""
+        while len(self._expected) > 1:
+            self._expected.pop()
         self.abandon(session)
-        self.rolled_back = True
-        self.must_prove = True
+        self.rolled_back = self.reverted = self.must_prove = True
 
     def abandon(self, session: ClientSession) -> None:
-        """What is not completed may have run in part: locks and sequence values outlive even what rolls back."""
+        """What is expected may run without our hearing of it: locks and sequence values outlive even a rollback."""
         for effects in self._expected:
             for effect in effects:
                 if effect.kind is EffectKind.PIN or effect.kind is EffectKind.SEQUENCE:
                     self._apply(session, effect)
         self._expected.clear()
+
+    @property
+    def advances_sequence(self) -> bool:
+        """Whether something is under way that may advance a sequence."""
+        return any(effect.kind is EffectKind.SEQUENCE for effects in self._expected for effect in effects)
 
     def reported(self, name: str) -> None:
         """ParameterStatus: the setting changed, whoever changed it."""
@@ -121,8 +133,14 @@ class EffectTracker:
                 self.must_prove = True
             elif effect.argument == PinReason.HIDDEN_STATE:
                 session.database.check_catalog()
-        elif kind is EffectKind.SETTLE or kind is EffectKind.ROLLBACK or kind is EffectKind.ROLLBACK_TO:
+        elif kind is EffectKind.SETTLE or kind is EffectKind.ROLLBACK:
             self.must_prove = True
+        elif kind is EffectKind.SAVEPOINT:
+            self._savepoints.append((effect.argument, len(self.listens)))
+        elif kind is EffectKind.RELEASE:
+            self._release(effect.argument)
+        elif kind is EffectKind.ROLLBACK_TO:
+            self._roll_back_to(effect.argument)
         elif kind is EffectKind.SESSION_AUTHORIZATION:
             session.pins.add(PinReason.SESSION_AUTHORIZATION)
             self.touched["role"] = True  # it ends a SET ROLE
@@ -145,6 +163,23 @@ class EffectTracker:
         elif kind is EffectKind.SEQUENCE:
             session.advanced_sequence()
 
+    def _roll_back_to(self, savepoint: str) -> None:
+        """A LISTEN behind the savepoint did not happen."""
+        self.reverted = self.must_prove = True
+        for index in reversed(range(len(self._savepoints))):
+            name, listens = self._savepoints[index]
+            if name == savepoint:
+                del self._savepoints[index + 1 :]
+                del self.listens[listens:]
+                return
+
+    def _release(self, savepoint: str) -> None:
+        """The savepoint and those behind it are no more; an older one may have its name."""
+        for index in reversed(range(len(self._savepoints))):
+            if self._savepoints[index][0] == savepoint:
+                del self._savepoints[index:]
+                return
+
     def _reset_all(self, session: ClientSession) -> None:
         for name in (*session.context.settings, *session.baseline.settings, *self.touched):
             if name != "role":
@@ -163,7 +198,12 @@ class EffectTracker:
     def settle(self, session: ClientSession) -> None:
         """Learn what is left, put it into the session, and let the session go on (`session.settled`)."""
         backend = session.backend
-        names = [name for name in self.touched if name not in REPORTED_NAMES]
+        is_foreign = backend is not None and python_encoding(backend.reported.get("client_encoding", "UTF8"))
+        names = [
+            name
+            for name in self.touched
+            if name not in REPORTED_NAMES or (is_foreign and name == "search_path")  # the only one that is not ASCII
+        ]
         reasons = [reason for reason in session.pins if reason in _PROVABLE] if self.must_prove else []
         if backend is None or not (names or reasons):
             self._finish(session, names, reasons, None)
@@ -199,8 +239,9 @@ class EffectTracker:
             if count == b"0":
                 session.pins.discard(reason)
         if self.touched:
+            codec = python_encoding(backend.reported.get("client_encoding", "UTF8")) or "utf-8"
             known = {
-                name: value.decode(errors="replace") if value is not None else None
+                name: value.decode(codec, errors="replace") if value is not None else None
                 for name, value in zip(names, values, strict=False)
             }
             self._settle_settings(session, backend, known)
@@ -219,10 +260,13 @@ class EffectTracker:
         wanted_again: dict[str, str] = {}
         for name, was_reset in self.touched.items():
             reported_as = REPORTED_NAMES.get(name)
-            value = backend.reported.get(reported_as) if reported_as is not None else known.get(name)
+            if reported_as is None or name in known:
+                value = known.get(name)
+            else:
+                value = backend.reported.get(reported_as)
             if value is None or (name == "role" and value == "none"):
                 now.pop(name, None)
-            elif was_reset and value != old.get(name):
+            elif was_reset and (value != old.get(name) or not self.reverted):
                 now.pop(name, None)
                 if name in session.baseline.settings:
                     wanted_again[name] = session.baseline.settings[name]
