@@ -115,7 +115,7 @@ class ContextRegistry:
 
 
 def quote_literal(value: str) -> str:
-    """A string constant, whatever standard_conforming_strings and client_encoding say: in ASCII (databases are UTF8)."""
+    """A string constant in ASCII, whatever standard_conforming_strings and client_encoding say (databases are UTF8)."""
     if "\\" in value or not value.isascii():
         escaped = value.replace("\\", "\\\\").replace("'", "''")
         return " E'" + "".join(c if c.isascii() else f"\\U{ord(c):08X}" for c in escaped) + "'"
