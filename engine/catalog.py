@@ -132,16 +132,25 @@ class DatabaseCatalog(Generic[Info]):
         if text in cache or size > self._max_bytes:
             return
         self._cached_bytes += size
-        while cache and (len(cache) >= self._max_entries or self._cached_bytes > self._max_bytes):
-            oldest = next(iter(cache))
+        if len(cache) >= self._max_entries or self._cached_bytes > self._max_bytes:
+            self._make_room()
+        cache[text] = info
+
+    def _make_room(self) -> None:
+        """The older half goes at once: taking the first of a dictionary one by one walks over all that were taken."""
+        cache = self.cache
+        for oldest in list(cache)[: len(cache) // 2 + 1]:
             del cache[oldest]
             self._cached_bytes -= len(oldest)
-        cache[text] = info
+        if self._cached_bytes > self._max_bytes:
+            cache.clear()
+            self._cached_bytes = 0
 
     def remember_template(self, template_id: int, info: Info) -> None:
         """Keep the analysis of a template."""
         if len(self.templates) >= self._max_entries:
-            del self.templates[next(iter(self.templates))]
+            for oldest in list(self.templates)[: len(self.templates) // 2 + 1]:
+                del self.templates[oldest]
         self.templates[template_id] = info
 
     def invalidate(self) -> None:

@@ -15,14 +15,13 @@ import asyncpg
 
 from engine.catalog import CatalogLoader, DatabaseCatalog
 from engine.errors import EngineError
-from protocol.scan import F_BIND, F_CLOSE, F_DESCRIBE, F_EXECUTE, F_PARSE, length_at
+from protocol.scan import F_PARSE, length_at
 from server.prepared import StatementRegistry
 from server.statement_info import Needs, QueryInfo
 from server.totals import DatabaseTotals
 
 if TYPE_CHECKING:
     from server.context import ContextRegistry
-    from server.session import ClientSession
     from server.statement import Analyzer
 
 _log = logging.getLogger("rustydb.catalog")
@@ -156,28 +155,6 @@ class DatabaseState:
     def adopt(self, text_and_types: bytes, info: QueryInfo) -> None:
         """A text that we wrote in the place of a client's keeps that one's analysis."""
         self.parses[text_and_types] = replace(info, needs=Needs.NOTHING)
-
-    def needs_of_run(self, run: bytes, session: ClientSession) -> Needs:
-        """What must happen before a run of extended messages may be forwarded."""
-        needs = Needs.NOTHING
-        names = session.local_names
-        pos = 0
-        end_of_run = len(run)
-        while pos < end_of_run:
-            kind = run[pos]
-            end = pos + 1 + length_at(run, pos + 1)[0]
-            if kind == F_PARSE:
-                name_end = run.index(0, pos + 5, end)
-                needs |= session.needs_of(self.info_of_parse(run[name_end + 1 : end], session.encoding))
-            elif kind == F_BIND and session.prepared:
-                start = run.index(0, pos + 5, end) + 1
-                statement = session.prepared.get(run[start : run.index(0, start, end)])
-                if statement is not None:
-                    needs |= statement.info.needs & Needs.REWRITE_PIDS
-            if names is not None and kind in (F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE) and names.refers(run, pos, end):
-                needs |= Needs.ADMIN
-            pos = end
-        return needs
 
 
 def _transcode(text: bytes, encoding: str) -> bytes:

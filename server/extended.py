@@ -28,12 +28,11 @@ from protocol.scan import (
 )
 from server.injected import refusal_message
 from server.prepared import BACKEND_NAME_PREFIX, SharedStatement, VirtualStatement, bind_values, split_parse
-from server.statement_info import Effect, EffectKind, QueryInfo
+from server.statement_info import Effect, EffectKind, Needs, QueryInfo
 
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
     from server.session import ClientSession
-    from server.session_state import SessionState
 
 EXTENDED_TYPES: Final = frozenset({F_PARSE, F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE, F_SYNC, F_FLUSH})
 
@@ -49,43 +48,54 @@ _REPLY_OF: Final = {
 _PARSE_COMPLETE: Final = b"1\x00\x00\x00\x04"
 _CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 _STATEMENT: Final = 0x53  # 'S' in Describe and Close
+_MAY_BE_LOCAL: Final = frozenset({F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE})
 _PORTALS_KEPT: Final = 64
 _UNKNOWN_STATEMENT: Final = object()
 """Stands in `BackendConnection.unnamed` for an unnamed statement of which nothing is known."""
 
 
-def is_one_run(data: bytes) -> bool:
-    """Whether `data` is whole extended messages with one Sync, the last."""
+_NOTHING_NEEDED: Final = (Needs.NOTHING, ())
+
+
+def examine(session: ClientSession, run: bytes) -> tuple[Needs, tuple[bytes, ...]] | None:
+    """One walk over a run before a backend is asked for: what it needs, and the named statements it binds or describes.
+
+    None where `run` is not whole extended messages with at most one Sync or Flush, the last.
+    """
+    needs = Needs.NOTHING
+    names: list[bytes] = []
+    prepared = session.prepared
+    local = session.local_names
+    unpack = length_at
     pos = 0
-    end_of_data = len(data)
-    while end_of_data - pos >= HEADER_BYTES:
-        kind = data[pos]
-        if kind not in EXTENDED_TYPES:
-            return False
-        length = length_at(data, pos + 1)[0]
-        if length < 4:
-            return False
-        pos += 1 + length
+    end_of_run = len(run)
+    while end_of_run - pos >= HEADER_BYTES:
+        kind = run[pos]
+        end = pos + 1 + unpack(run, pos + 1)[0]
+        if kind not in EXTENDED_TYPES or end > end_of_run or end < pos + HEADER_BYTES:
+            return None
+        if kind == F_BIND:
+            start = run.index(0, pos + 5, end) + 1
+            if prepared and run[start]:
+                name = run[start : run.index(0, start, end)]
+                names.append(name)
+                statement = prepared.get(name)
+                if statement is not None and not statement.info.is_plain:
+                    needs |= statement.info.needs & Needs.REWRITE_PIDS
+        elif kind == F_PARSE:
+            info = session.database.info_of_parse(run[run.index(0, pos + 5, end) + 1 : end], session.encoding)
+            if not info.is_plain:
+                needs |= session.needs_of(info)
+        elif kind == F_DESCRIBE and prepared and run[pos + 5] == _STATEMENT:
+            names.append(run[pos + 6 : end - 1])
+        if local is not None and kind in _MAY_BE_LOCAL and local.refers(run, pos, end):
+            needs |= Needs.ADMIN
+        pos = end
         if kind == F_SYNC or kind == F_FLUSH:
             break
-    return pos == end_of_data
-
-
-def forget_unnamed(session: SessionState, backend: BackendConnection) -> None:
-    """A run failed: what it parsed as the unnamed statement may have been skipped, and the one before may be another's."""
-    backend.unnamed = _UNKNOWN_STATEMENT
-    if session.unnamed is not None and (session.was_open or not _parses_unnamed_first_only(session.request)):
-        session.unnamed = None
-
-
-def _parses_unnamed_first_only(run: bytes) -> bool:
-    """Whether the unnamed statement is parsed by the first message, which is never skipped, or by none."""
-    pos = 0
-    while pos < len(run):
-        if pos and run[pos] == F_PARSE and run[pos + 5] == 0:
-            return False
-        pos += 1 + length_at(run, pos + 1)[0]
-    return True
+    if pos != end_of_run:
+        return None
+    return (needs, tuple(names)) if needs or names else _NOTHING_NEEDED
 
 
 class RunBuilder:

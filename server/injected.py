@@ -8,18 +8,16 @@ failed as PostgreSQL would leave them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from protocol.errors import PgError
 from protocol.expectations import Action, Expected, HiddenReplies, MixedReplies, Reply
-from protocol.scan import F_BIND, F_DESCRIBE, SYNC_BYTES, length_at, pack_length
+from protocol.scan import SYNC_BYTES, pack_length
 from server.prepared import BACKEND_NAME_PREFIX, VirtualStatement
 
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
     from server.session import ClientSession
-
-_STATEMENT: Final = 0x53  # 'S' in Describe
 
 
 def refusal_message() -> bytes:
@@ -42,32 +40,22 @@ def refusal_replies(error: PgError, *, is_synced: bool = True) -> MixedReplies:
     return replies
 
 
-def statements_to_prepare(session: ClientSession, backend: BackendConnection, run: bytes) -> list[VirtualStatement]:
-    """Statements used in the run that the backend lacks and whose description the client has seen."""
+def statements_to_prepare(
+    session: ClientSession, backend: BackendConnection, names: tuple[bytes, ...]
+) -> list[VirtualStatement]:
+    """Of the named statements that a run uses, those that the backend lacks and whose description the client has
+    seen.
+    """
     prepared = session.prepared
     if not prepared or session.is_materialised:
         return []
     found: list[VirtualStatement] = []
-    pos = 0
-    while pos < len(run):
-        kind = run[pos]
-        end = pos + 1 + length_at(run, pos + 1)[0]
-        name = b""
-        if kind == F_BIND:
-            start = run.index(0, pos + 5, end) + 1
-            name = run[start : run.index(0, start, end)]
-        elif kind == F_DESCRIBE and run[pos + 5] == _STATEMENT:
-            name = run[pos + 6 : end - 1]
-        if name:
-            statement = prepared.get(name)
-            if (
-                isinstance(statement, VirtualStatement)
-                and statement.description is not None
-                and statement.shared not in backend.prepared
-                and statement not in found
-            ):
-                found.append(statement)
-        pos = end
+    for name in names:
+        statement = prepared.get(name)
+        if statement is None or statement.description is None or statement.shared in backend.prepared:
+            continue
+        if statement not in found:
+            found.append(statement)
     return found
 
 

@@ -41,7 +41,7 @@ from protocol.scan import (
     length_at,
     skip_same_type,
 )
-from server.extended import EXTENDED_TYPES, RunBuilder, is_one_run
+from server.extended import EXTENDED_TYPES, RunBuilder, examine
 from server.injected import (
     prepare_first,
     refusal_message,
@@ -51,7 +51,7 @@ from server.injected import (
 )
 from server.session_backend import BackendSide
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, READY
-from server.statement_info import QueryInfo
+from server.statement_info import Needs, QueryInfo
 
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
@@ -81,9 +81,11 @@ class ClientSession(BackendSide, asyncio.Protocol):
                     if length_at(data, 1)[0] + 1 == size:
                         self._start_query(data)
                         return
-                elif kind in EXTENDED_TYPES and data[-5:] == SYNC_BYTES and is_one_run(data):
-                    self._start_extended(data)
-                    return
+                elif data[-5:] == SYNC_BYTES:
+                    facts = examine(self, data)
+                    if facts is not None:
+                        self._start_extended(data, facts)
+                        return
         elif self.phase is COPY_IN and not self.inbox:
             data = self._copy_in(data)
             if not data:
@@ -139,7 +141,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
             if self.phase is OPEN and self.backend is not None:
                 self.backend.send_more(run)
         else:
-            self._start_extended(run)
+            self._start_extended(run, examine(self, run) or (Needs.NOTHING, ()))
 
     def _skip_run(self, run: bytes) -> None:
         """After a local error in a pipeline everything up to Sync is dropped."""
@@ -250,33 +252,31 @@ class ClientSession(BackendSide, asyncio.Protocol):
         backend.statements += 1
         backend.send(self.request, PASS)
 
-    def _start_extended(self, request: bytes) -> None:
+    def _start_extended(self, request: bytes, facts: tuple[Needs, tuple[bytes, ...]]) -> None:
         """A run of extended messages; in phase OPEN it continues the one before."""
         is_more = self.phase is OPEN
         if not is_more:
             self._begin(self.query)
         self.was_open = is_more
-        if self._is_special(request):
+        needs, self.run_names = facts
+        if needs or self.host.observer.is_active or self._must_read_first(request):
             self.phase = BUSY
             self.host.run_special(self, request, None)
             return
         self.request = request
         self.with_backend(self.send_extended)
 
-    def _is_special(self, request: bytes) -> bool:
-        """Whether a run needs more than rewriting names."""
-        if self.host.observer.is_active or not self.database.is_current:
-            return True
-        if len(request) > _LONG_TEXT_BYTES and self.database.has_slow_text(request):
-            return True
-        return bool(self.database.needs_of_run(request, self))
+    def _must_read_first(self, request: bytes) -> bool:
+        """Whether the catalog or a long text has to be read before the run may go."""
+        database = self.database
+        return not database.is_current or (len(request) > _LONG_TEXT_BYTES and database.has_slow_text(request))
 
     def send_extended(self) -> None:
         """Forward the extended messages in `request`, with our names; the backend is leased and in our context."""
         backend = self.backend
         assert backend is not None
-        if self.prepared and self.phase is not OPEN:
-            missing = statements_to_prepare(self, backend, self.request)
+        if self.run_names and self.phase is not OPEN:
+            missing = statements_to_prepare(self, backend, self.run_names)
             if missing:
                 self.phase = BUSY
                 prepare_first(backend, missing, self._prepared_first)

@@ -146,6 +146,7 @@ class SessionState:
         "request_info",
         "run_error",
         "run_is_extended",
+        "run_names",
         "run_stack",
         "run_started",
         "secret",
@@ -229,6 +230,7 @@ class SessionState:
         self.ended_by = ""
         self.run_is_extended = False
         self.run_started = 0.0
+        self.run_names: tuple[bytes, ...] = ()  # named statements that the run in `request` uses
         self.run_stack: AsyncExitStack | None = None
         self.reply_started = False
         self.wait_started = 0.0

@@ -31,6 +31,7 @@ from protocol.scan import (
 )
 from server.admin import encode
 from server.admin.console import AdminConsole, BoundCommand
+from server.extended import examine
 from server.extension.commands import AdminCaller, AdminResult
 from server.injected import HiddenRun
 from server.local_statement import LocalPortal, LocalStatement, bind_local
@@ -320,7 +321,7 @@ class SpecialRuns:
         observer = self._host.observer
         judged = await observer.before_run(session, request) if observer.is_active else {}
         answers: dict[int, bytes | PgError] = {}
-        if session.database.needs_of_run(request, session) & Needs.REWRITE_PIDS:
+        if _needs(session, request) & Needs.REWRITE_PIDS:
             await self._host.lend_backends(session, bound_numbers(request))
         out: list[bytes] = []
         offset = pos = 0
@@ -444,6 +445,11 @@ async def hidden_run(backend: BackendConnection, messages: bytes, replies: Mixed
     reply = await future
     if reply.error is not None:
         raise reply.error
+
+
+def _needs(session: ClientSession, request: bytes) -> Needs:
+    facts = examine(session, request)
+    return Needs.NOTHING if facts is None else facts[0]
 
 
 def numbers_in(text: bytes) -> set[int]:

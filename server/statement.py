@@ -184,6 +184,7 @@ def _stands(effect: Effect, facts: StatementFacts, catalog: StatementCatalog) ->
 
 
 def _bound(cache: dict[bytes, TextFacts], limit: int) -> None:
-    """Make room for one entry; the oldest goes."""
+    """Make room for one entry; the older half goes."""
     if len(cache) >= limit:
-        del cache[next(iter(cache))]
+        for oldest in list(cache)[: len(cache) // 2 + 1]:
+            del cache[oldest]
