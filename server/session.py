@@ -220,7 +220,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
         return True
 
     def _begin(self, text: bytes) -> None:
-        self.was_open = False
+        self.was_open = self.phase is OPEN
         self.statements += 1
         self.query = text if len(text) <= _QUERY_KEPT_BYTES else text[:_QUERY_KEPT_BYTES]
         self.run_started = self.last_request_at = perf_counter()
@@ -321,7 +321,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
         if self.was_open and backend is not None and backend.plans:
             plan = backend.plans[-1]
             assert isinstance(plan, MixedReplies)
-            self.phase = ACTIVE if self.request[-5:] == SYNC_BYTES else OPEN
+            self.phase = ACTIVE if self.request[:1] == b"Q" or self.request[-5:] == SYNC_BYTES else OPEN
             refuse_within(plan, error, is_synced=self.phase is ACTIVE)
             backend.send_more(refusal_message() + (SYNC_BYTES if self.phase is ACTIVE else FLUSH_BYTES))
             return

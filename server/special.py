@@ -35,6 +35,7 @@ from server.extended import examine
 from server.extension.commands import AdminCaller, AdminResult
 from server.injected import HiddenRun
 from server.local_statement import LocalPortal, LocalStatement, bind_local
+from server.prepared import VirtualStatement
 from server.prepared import bind_values
 from server.session_state import BUSY, IDLE, OPEN
 from server.statement_info import EffectKind, Needs, PinReason, QueryInfo
@@ -48,6 +49,7 @@ _log = logging.getLogger("rustydb.session")
 _FAILED_BLOCK = "current transaction is aborted, commands ignored until end of transaction block"
 _PID_LIKE = re.compile(rb"[0-9]{8,10}")
 """Only tells which sessions might be meant; what a statement does with them is the engine's to say."""
+_SAVEPOINT = "rustydb_materialise"
 _FORWARDED_NEEDS = Needs.MATERIALISE | Needs.REWRITE_PIDS | Needs.MAKE_WAY | Needs.SEQUENCE
 
 
@@ -162,6 +164,8 @@ class SpecialRuns:
         needs = session.needs_of(info)
         if needs & Needs.REFUSE and info.refusal is not None:
             raise PgError(*info.refusal)
+        if needs & (Needs.ADMIN | Needs.LISTENER | Needs.MATERIALISE):
+            _must_not_be_within(session)
         if needs & Needs.ADMIN:
             bound = info.console_command
             assert isinstance(bound, BoundCommand)
@@ -181,7 +185,7 @@ class SpecialRuns:
 
     def _forward(self, session: ClientSession, request: bytes, info: QueryInfo) -> None:
         if session.is_open:
-            session.phase = IDLE
+            session.phase = OPEN if session.was_open else IDLE
             session.request = request
             session.request_info = info
             session.with_backend(session.send_query)
@@ -256,19 +260,15 @@ class SpecialRuns:
         """
         if session.is_materialised:
             return
+        _must_not_be_within(session)
         backend = await self._backend(session)
         session.pins.add(PinReason.SQL_PREPARE)
         session.block.mark_long_held(backend)
         await hidden(backend, "DEALLOCATE ALL")
         backend.prepared.clear()
         backend.unnamed = None
-        messages = []
-        replies = MixedReplies()
-        for name, statement in (session.prepared or {}).items():
-            messages.append(statement.shared.parse_message(name))
-            replies.push(Expected(Reply.PARSE))
-        replies.push(Expected(Reply.SYNC))
-        await hidden_run(backend, b"".join(messages), replies)
+        if session.prepared:
+            await self._prepare_by_name(backend, session.prepared)
         for channel in sorted(session.channels or ()):
             quoted = channel.replace('"', '""')
             await hidden(backend, f'LISTEN "{quoted}"')
@@ -276,6 +276,28 @@ class SpecialRuns:
             session.pins.add(PinReason.LISTEN)
             self._host.subscribe(session, "", on=False)
         session.is_materialised = True
+
+    @staticmethod
+    async def _prepare_by_name(backend: BackendConnection, prepared: dict[bytes, VirtualStatement]) -> None:
+        """Prepare a session's statements under the client's names. One whose tables are gone stays unprepared: it
+        could only fail, but must not make the statement at hand fail.
+        """
+        in_block = backend.status != READY_IDLE
+        for name, statement in prepared.items():
+            if in_block:
+                await hidden(backend, f"SAVEPOINT {_SAVEPOINT}")
+            replies = MixedReplies()
+            replies.push(Expected(Reply.PARSE))
+            replies.push(Expected(Reply.SYNC))
+            try:
+                await hidden_run(backend, statement.shared.parse_message(name), replies)
+            except PgError:
+                if backend.is_lost:
+                    raise
+                if in_block:
+                    await hidden(backend, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            if in_block:
+                await hidden(backend, f"RELEASE SAVEPOINT {_SAVEPOINT}")
 
     async def _bind_to_sequences(self, session: ClientSession) -> None:
         """currval and lastval: the backend where this session advanced a sequence last, if nobody was there since.
@@ -291,7 +313,9 @@ class SpecialRuns:
         backend = await self._backend(session)
         if session.status == READY_FAILED:
             return
-        if backend is not known or not is_ours:
+        is_under_way = session.was_open and session.effects is not None and session.effects.advances_sequence
+        if not is_under_way and (backend is not known or not is_ours):
+            _must_not_be_within(session)
             await hidden(backend, "DISCARD SEQUENCES")
         session.pins.add(PinReason.SEQUENCE_STATE)
         session.block.mark_long_held(backend)
@@ -325,19 +349,25 @@ class SpecialRuns:
             await self._host.lend_backends(session, bound_numbers(request))
         out: list[bytes] = []
         offset = pos = 0
-        needs_engine = False
+        needs_engine = has_failed = False
         while pos < len(request):
             kind = request[pos]
             end = pos + 1 + length_at(request, pos + 1)[0]
             raw = request[pos:end]
             answer: bytes | PgError | None = judged.get(pos)
-            if answer is None:
-                answer = await self._local(session, kind, raw)
+            if kind == F_SYNC:
+                session.local.portals.clear()
+            elif answer is None and not has_failed:
+                try:
+                    answer = await self._local(session, kind, raw)
+                    if answer is None and kind == F_PARSE:
+                        raw = await self._parse(session, raw)
+                except PgError as error:
+                    answer = error
             if answer is not None:
                 answers[offset] = answer
+                has_failed = has_failed or isinstance(answer, PgError)  # what follows will be skipped
             else:
-                if kind == F_PARSE:
-                    raw = await self._parse(session, raw)
                 needs_engine = needs_engine or kind in (F_PARSE, F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE)
             out.append(raw)
             offset += len(raw)
@@ -347,7 +377,7 @@ class SpecialRuns:
         session.phase = OPEN if session.was_open else IDLE
         session.request = request
         needs_engine = needs_engine or session.was_open
-        if not needs_engine and not any(isinstance(answer, PgError) for answer in answers.values()):
+        if not needs_engine and not has_failed:
             session.send(b"".join(answer for answer in answers.values() if isinstance(answer, bytes)))
             observer.after_run(session, None)
             if request[-5:] == SYNC_BYTES:
@@ -391,17 +421,18 @@ class SpecialRuns:
         local = session.local
         if kind == F_PARSE:
             name_end = raw.index(0, 5)
+            name = raw[5:name_end]
             info = session.database.info_of_parse(raw[name_end + 1 :], session.encoding)
+            if name and (name in local.statements or (session.prepared is not None and name in session.prepared)):
+                raise PgError("42P05", f'prepared statement "{name.decode(errors="replace")}" already exists')
             if not info.needs & (Needs.ADMIN | Needs.LISTENER):
+                local.statements.pop(name, None)
                 return None
             bound = info.console_command
             if isinstance(bound, BoundCommand) and (error := bound.error) is not None:
                 raise error
-            local.statements[raw[5:name_end]] = LocalStatement(info)
+            local.statements[name] = LocalStatement(info)
             return b"1\0\0\0\4"
-        if kind == F_SYNC:
-            local.portals.clear()
-            return None
         if kind == F_BIND:
             bound_portal = bind_local(local, raw)
             return None if bound_portal is None else b"2\0\0\0\4"
@@ -471,6 +502,16 @@ def bound_numbers(run: bytes) -> set[int]:
                     numbers.add(int.from_bytes(value, "big"))
         pos = end
     return numbers
+
+
+def _must_not_be_within(session: ClientSession) -> None:
+    """What takes words of our own with the engine cannot happen while replies to a pipeline are under way."""
+    if session.was_open:
+        raise PgError(
+            "0A000",
+            "this statement cannot be run in the middle of a pipeline",
+            hint="End what was sent before it with a Sync.",
+        )
 
 
 def _deallocate_all_tag(info: QueryInfo) -> bytes:
