@@ -65,6 +65,8 @@ _LAST_VIRTUAL_PID = 2_147_483_000
 """Above any process id of the system, so that nobody takes one for the other."""
 _LAST_WORDS_SECONDS = 10.0
 _LENT_SECONDS = 1.0
+_WRITE_HIGH_BYTES = 256 * 1024
+"""What may wait for a slow client before the engine is paused."""
 _KILLED = "terminating connection due to administrator command"
 
 
@@ -175,6 +177,7 @@ class SessionHub:
         self._slots[pid] = client.slot
         if self.bus.has_subscribers(SessionOpened):
             self.bus.publish(SessionOpened(session_info(session), time.time()))
+        client.transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
         client.transport.set_protocol(session)
         burst = b"".join(client.pending_output) + welcome.burst
         client.pending_output.clear()
