@@ -232,6 +232,7 @@ def test_server_and_engine_killed_together_recover(dispensable: RustyServer) -> 
     engine = server.engine_pid
     server.kill()
     os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{engine}").exists(), 10, "the end of the engine's process")
     server.start()
     with WireClient.login(server.target) as client:
         assert client.value("SELECT n FROM ledger") == "1"
