@@ -247,6 +247,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
             assert isinstance(plan, MixedReplies)
             plan.push(Expected(Reply.QUERY))
             backend.send_more(self.request)
+            self._go_on()
             return
         self.phase = ACTIVE
         backend.statements += 1
@@ -303,6 +304,8 @@ class ClientSession(BackendSide, asyncio.Protocol):
             backend.send(data, plan_)
         self.phase = ACTIVE if is_synced else OPEN
         self._deliver_local_answers(backend)
+        if not is_synced:
+            self._go_on()
 
     def _prepared_first(self, error: PgError | None) -> None:
         """What the run uses is on the backend now, or means something else than the client was told."""
@@ -324,6 +327,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
             self.phase = ACTIVE if self.request[:1] == b"Q" or self.request[-5:] == SYNC_BYTES else OPEN
             refuse_within(plan, error, is_synced=self.phase is ACTIVE)
             backend.send_more(refusal_message() + (SYNC_BYTES if self.phase is ACTIVE else FLUSH_BYTES))
+            self._go_on()
             return
         if self.status == READY_IDLE:
             if self.backend is not None and not self.pins:
@@ -343,6 +347,12 @@ class ClientSession(BackendSide, asyncio.Protocol):
             self.phase = OPEN
             self.run_is_extended = True
             backend.send(refusal_message() + FLUSH_BYTES, refusal_replies(error, is_synced=False))
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """The rest of a pipeline may have come while its beginning waited for a backend."""
+        if self.phase is OPEN and self.inbox and not self.is_pumping:
+            self.pump()
 
     def _deliver_local_answers(self, backend: BackendConnection) -> None:
         """Answers of ours at the head of the queue need no word from the engine to be due."""
