@@ -16,7 +16,7 @@ from typing import Protocol
 from engine.connection import BackendConnection
 from protocol.errors import PgError
 from protocol.expectations import HiddenReplies
-from protocol.scan import B_NOTIFICATION
+from protocol.scan import B_NOTIFICATION, message
 
 _log = logging.getLogger("rustydb.listen")
 
@@ -177,6 +177,13 @@ class Listening(Protocol):
 
     def notify(self, message: bytes) -> None:
         """Give the client a NotificationResponse, when the protocol allows."""
+
+
+def transcoded(notification: bytes, encoding: str) -> bytes:
+    """A NotificationResponse, which the shared listener hears in UTF-8, in a client's encoding."""
+    return message(
+        b"A", notification[5:9] + notification[9:].decode(errors="replace").encode(encoding, errors="replace")
+    )
 
 
 class ListenHubs:

@@ -17,6 +17,7 @@ from protocol.expectations import PASS, Expected, HiddenReplies, MixedReplies, R
 from protocol.scan import READY_IDLE, SYNC_BYTES, message
 from server.context import SessionContext, must_await_replay, replay_sql
 from server.errors import pool_error
+from server.listen import transcoded
 from server.prepared import BACKEND_NAME_PREFIX, forget_unnamed
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, WAITING, SessionState
 
@@ -348,6 +349,8 @@ class BackendSide(SessionState):
 
     def notify(self, message_: bytes) -> None:
         """A NotificationResponse for the client: now, or when its transaction has ended."""
+        if self.encoding is not None:
+            message_ = transcoded(message_, self.encoding)
         if self.phase is IDLE and self.status == READY_IDLE:
             self.send(message_)
         elif self.phase is not CLOSED:
