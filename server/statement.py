@@ -11,6 +11,7 @@ bytes; no text can end the process, because `sql_parser` asks `sql_guard` first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from engine.catalog import DatabaseCatalog
@@ -26,6 +27,9 @@ EXPENSIVE_BYTES = 4096
 """A longer text takes more than about two milliseconds to understand: see `Analyzer.is_expensive`."""
 
 _MAX_CONSOLE_BYTES = 4096
+_MAX_SHAPE_BYTES = 1024
+_SIMPLE_TEXT = re.compile(rb"[A-Za-z0-9_ \t\r\n,.*=<>()+;-]*")
+_INTEGERS = re.compile(rb"(?<![A-Za-z0-9_.])[0-9]+(?![A-Za-z0-9_.])")
 _CATALOG_RELOAD = Effect(EffectKind.CATALOG, value="reload")
 _LISTEN_AMONG_OTHERS = Effect(EffectKind.PIN, PinReason.LISTEN)
 _EMPTY = QueryInfo((StatementInfo(Kind.EMPTY, ""),), is_plain=True)
@@ -41,14 +45,25 @@ class Analyzer:
         self._max_entries = max_entries
         self._texts: dict[bytes, TextFacts] = {}
         self._templates: dict[bytes, TextFacts] = {}
+        self._shapes: dict[bytes, int] = {}
         self._next_template_id = 1
 
     def analyse(self, text: bytes, catalog: StatementCatalog) -> QueryInfo:
         """What `text` is in `catalog`'s database. Remembers the answer in `catalog.cache`."""
         info = catalog.cache.get(text)
-        if info is None:
-            info = self._console_command(text) or self._analyse_sql(text, catalog)
-            catalog.remember(text, info)
+        if info is not None:
+            return info
+        shape = _shape(text)
+        if shape is not None and (template_id := self._shapes.get(shape)) is not None:
+            info = catalog.templates.get(template_id)
+            if info is not None:
+                return info
+        info = self._console_command(text) or self._analyse_sql(text, catalog)
+        if shape is not None and info.template_id and catalog.templates.get(info.template_id) is info:
+            if len(self._shapes) >= self._max_entries:
+                self._shapes.clear()
+            self._shapes[shape] = info.template_id
+        catalog.remember(text, info)
         return info
 
     @staticmethod
@@ -120,6 +135,19 @@ class Analyzer:
             info = resolve(facts, catalog)
             catalog.remember_template(facts.template_id, info)
         return info
+
+
+def _shape(text: bytes) -> bytes | None:
+    """`text` with its whole numbers taken out, where that needs no parser; None where it might.
+
+    A text of nothing but plain words, numbers and these signs has no quotes, comments, dollars or backslashes: a run of
+    digits that touches no word or point is an integer constant there, wherever it stands. Two texts of one shape
+    thus have one
+    template, and what is known of the template holds unless it depends on constants (then no shape is kept).
+    """
+    if len(text) > _MAX_SHAPE_BYTES or _SIMPLE_TEXT.fullmatch(text) is None or b"--" in text:
+        return None
+    return _INTEGERS.sub(b"0", text)
 
 
 def resolve(facts: TextFacts, catalog: StatementCatalog) -> QueryInfo:
