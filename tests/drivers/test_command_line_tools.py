@@ -83,7 +83,7 @@ def without_sizes(text: str) -> str:
     """Sizes, spaces and connection facts differ between two servers and say nothing about us; nor does the owner of a
     trusted extension's objects, which is the engine's first superuser: `postgres` there, the internal one here."""
     text = text.replace("rustydb_internal", "postgres")
-    kept = [line for line in text.splitlines() if not re.match(r"^ ?(Host|Server Port|Backend PID|Client Port)", line)]
+    kept = [line for line in text.splitlines() if not re.match(r"^ ?(Host|Server Port|Backend PID|Superuser)", line)]
     return re.sub(r"[ -]+", " ", re.sub(r"\d+ (bytes|kB)", "SIZE", "\n".join(kept)))
 
 
