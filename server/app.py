@@ -53,6 +53,7 @@ from server.membership import Membership
 from server.metrics import ServerMetrics
 from server.metrics_collector import MetricsCollector
 from server.statement_info import QueryInfo
+from server.statement_log import log_statements
 from server.version import rustydb_version
 
 _log = logging.getLogger("rustydb")
@@ -115,6 +116,8 @@ class RustyServer:
         for command in (*show_commands(sources), *control_commands(control)):
             self.commands.register(command)
         self.metrics.subscribe(self.bus)
+        if config.log.statements:
+            log_statements(self.bus)
         self.registry.register(
             MetricsCollector(
                 self.metrics,

@@ -123,7 +123,10 @@ class QueryObserver:
 
     async def before_run(self, session: ClientSession, request: bytes) -> dict[int, bytes | PgError]:
         """Ask about every Execute of an extended run; answers by the offset of their message."""
-        run = session.observed = ObservedRun(len(request))
+        run = session.observed
+        if run is None or not session.was_open:
+            run = session.observed = ObservedRun(0)
+        run.received += len(request)
         answers: dict[int, bytes | PgError] = {}
         for pos, portal_name, row_limit, portal in executions(session, request):
             context = self._context(

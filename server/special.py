@@ -35,8 +35,7 @@ from server.extended import examine
 from server.extension.commands import AdminCaller, AdminResult
 from server.injected import HiddenRun
 from server.local_statement import LocalPortal, LocalStatement, bind_local
-from server.prepared import VirtualStatement
-from server.prepared import bind_values
+from server.prepared import VirtualStatement, bind_values
 from server.session_state import BUSY, IDLE, OPEN
 from server.statement_info import EffectKind, Needs, PinReason, QueryInfo
 
@@ -170,6 +169,8 @@ class SpecialRuns:
             bound = info.console_command
             assert isinstance(bound, BoundCommand)
             result = await self._command(session, bound)
+            if session.observed is not None:
+                session.observed.completed((result.tag or bound.tag).encode())
             self._answer(session, await encode.reply_in_turns(bound, result, is_simple=True, encoding=session.encoding))
             return
         if needs & Needs.LISTENER:
@@ -453,6 +454,8 @@ class SpecialRuns:
         encoding = session.encoding
         parameters = encode.decode_parameters(bound, portal.values, portal.parameter_formats, encoding)
         result = await self._command(session, bound, tuple(parameters))
+        if session.observed is not None:
+            session.observed.completed((result.tag or bound.tag).encode())
         return await encode.reply_in_turns(
             bound, result, is_simple=False, formats=portal.result_formats, encoding=encoding
         )
