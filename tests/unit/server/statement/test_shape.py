@@ -12,7 +12,25 @@ from server.statement import Analyzer, _shape
 from server.statement_info import EffectKind, QueryInfo
 
 WORDS = st.sampled_from(
-    ["select", "a", "t1", "from", "where", "limit", "order by", "1", "22", "3.5", "1e5", "0x1f", ",", "(", ")", "=", "-"]
+    [
+        "select",
+        "a",
+        "t1",
+        "from",
+        "where",
+        "limit",
+        "order by",
+        "1",
+        "22",
+        "3.5",
+        "1e5",
+        "0x1f",
+        ",",
+        "(",
+        ")",
+        "=",
+        "-",
+    ]
 )
 
 
@@ -23,7 +41,8 @@ def catalog() -> DatabaseCatalog[QueryInfo]:
 
 
 @pytest.mark.parametrize(
-    "text", ['select "1"', "select '1'", "select $1", "select 1 -- 2", "select 1 /* 2 */", "select E'\\1'", "select 1\x00"]
+    "text",
+    ['select "1"', "select '1'", "select $1", "select 1 -- 2", "select 1 /* 2 */", "select E'\\1'", "select 1\x00"],
 )
 def test_a_text_that_could_hide_digits_has_no_shape(text: str) -> None:
     assert _shape(text.encode()) is None
