@@ -183,15 +183,18 @@ def main() -> int:
     parser.add_argument("--baseline", type=Path, help="outcomes of an earlier run to compare with")
     parser.add_argument("--out", type=Path, default=Path("build/driver-suites"))
     parser.add_argument("--no-superuser", action="store_true", help="leave RustyDB's break-glass off")
-    parser.add_argument("extra", nargs="*", help="more arguments for pytest, after --")
-    options = parser.parse_args()
+    parser.epilog = "Arguments after -- are given to pytest."
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:split])
+    extra = arguments[split + 1 :]
     options.out.mkdir(parents=True, exist_ok=True)
     baseline = json.loads(options.baseline.read_text()) if options.baseline else None
     status = 0
     for name in options.target or [ENGINE, RUSTYDB]:
         with started(name, not options.no_superuser) as target:
             log = options.out / f"{options.suite}-{name}.log"
-            outcomes = run(options.suite, options.source, options.python, target, options.extra, log)
+            outcomes = run(options.suite, options.source, options.python, target, extra, log)
         (options.out / f"{options.suite}-{name}.json").write_text(json.dumps(outcomes, indent=1))
         print(f"{options.suite} against {name}: {summary(outcomes)} (log: {log})", flush=True)
         if baseline is None:
