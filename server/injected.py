@@ -8,16 +8,18 @@ failed as PostgreSQL would leave them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protocol.errors import PgError
 from protocol.expectations import Action, Expected, HiddenReplies, MixedReplies, Reply
-from protocol.scan import SYNC_BYTES, pack_length
+from protocol.scan import F_CLOSE, F_PARSE, SYNC_BYTES, length_at, pack_length
 from server.prepared import BACKEND_NAME_PREFIX, VirtualStatement
 
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
     from server.session import ClientSession
+
+_STATEMENT: Final = 0x53  # 'S' in Close
 
 
 def refusal_message() -> bytes:
@@ -56,11 +58,32 @@ def statements_to_prepare(
             continue
         if statement not in found:
             found.append(statement)
-    return found
+    if not found:
+        return found
+    replaced = _replaced(session.request)
+    return [statement for statement in found if not any(prepared.get(name) is statement for name in replaced)]
+
+
+def _replaced(run: bytes) -> list[bytes]:
+    """Names that a run itself prepares or closes: what they stood for before is not asked for."""
+    names = []
+    pos = 0
+    while pos < len(run):
+        kind = run[pos]
+        end = pos + 1 + length_at(run, pos + 1)[0]
+        if kind == F_PARSE:
+            names.append(run[pos + 5 : run.index(0, pos + 5, end)])
+        elif kind == F_CLOSE and run[pos + 5] == _STATEMENT:
+            names.append(run[pos + 6 : end - 1])
+        pos = end
+    return names
 
 
 def prepare_first(
-    backend: BackendConnection, statements: list[VirtualStatement], then: Callable[[PgError | None], None]
+    backend: BackendConnection,
+    statements: list[VirtualStatement],
+    max_prepared: int,
+    then: Callable[[PgError | None], None],
 ) -> None:
     """Prepare statements as a run of its own and compare their descriptions with what the client saw.
 
@@ -69,6 +92,9 @@ def prepare_first(
     messages = []
     replies = MixedReplies()
     failures: list[PgError] = []
+    while backend.prepared and len(backend.prepared) + len(statements) > max_prepared:
+        messages.append(_close(backend.prepared.popitem(last=False)[1]))
+        replies.push(Expected(Reply.CLOSE, Action.IGNORE))
     for statement in statements:
         name = statement.shared.name
         messages.append(statement.shared.parse_message())
@@ -79,12 +105,21 @@ def prepare_first(
 
     def prepared(result: HiddenReplies) -> None:
         error = result.error or (failures[0] if failures else None)
-        if error is not None:
-            for statement in statements:
-                backend.prepared.pop(statement.shared, None)
-        then(error)
+        if error is None:
+            then(None)
+            return
+        closed = MixedReplies()
+        for statement in statements:
+            backend.prepared.pop(statement.shared, None)
+            closed.push(Expected(Reply.CLOSE, Action.IGNORE))
+        names = [statement.shared.name for statement in statements]
+        backend.send(b"".join(map(_close, names)) + SYNC_BYTES, HiddenRun(closed, lambda _: then(error)))
 
     backend.send(b"".join(messages) + SYNC_BYTES, HiddenRun(replies, prepared))
+
+
+def _close(name: bytes) -> bytes:
+    return b"C" + pack_length(6 + len(name)) + b"S" + name + b"\0"
 
 
 class _Compared:

@@ -280,7 +280,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
             missing = statements_to_prepare(self, backend, self.run_names)
             if missing:
                 self.phase = BUSY
-                prepare_first(backend, missing, self._prepared_first)
+                prepare_first(backend, missing, self.database.max_prepared_statements, self._prepared_first)
                 return
         builder = RunBuilder(self, backend)
         answers, self.local_answers = self.local_answers, None

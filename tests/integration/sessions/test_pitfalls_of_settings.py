@@ -213,7 +213,8 @@ def test_pitfall_25_startup_settings_hold_on_every_backend(login: Login) -> None
     for _ in range(2):
         second.simple("SELECT 1")
         row = first.simple(
-            "SELECT current_setting('extra_float_digits'), current_setting('statement_timeout'), current_setting('geqo')"
+            "SELECT current_setting('extra_float_digits'), current_setting('statement_timeout'), "
+            "current_setting('geqo')"
         )
         assert row == [["1", "61s", "off"]]
     assert second.value("SHOW statement_timeout") == "0"
