@@ -162,7 +162,7 @@ class SpecialRuns:
                 request, info = allowed, session.database.analyse(allowed[5:-1], session.encoding)
         needs = session.needs_of(info)
         if needs & Needs.REFUSE and info.refusal is not None:
-            raise PgError(*info.refusal)
+            raise PgError(*info.refusal[:2], detail=info.refusal[2])
         if needs & (Needs.ADMIN | Needs.LISTENER | Needs.MATERIALISE):
             _must_not_be_within(session)
         if needs & Needs.ADMIN:
@@ -405,7 +405,7 @@ class SpecialRuns:
         tail = raw[name_end + 1 :]
         info = session.database.info_of_parse(tail, session.encoding)
         if info.needs & Needs.REFUSE and info.refusal is not None:
-            raise PgError(*info.refusal)
+            raise PgError(*info.refusal[:2], detail=info.refusal[2])
         if not session.needs_of(info) & _FORWARDED_NEEDS:
             return raw
         text_end = tail.index(0)

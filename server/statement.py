@@ -163,12 +163,16 @@ def resolve(facts: TextFacts, catalog: StatementCatalog) -> QueryInfo:
         statements.append(_resolve_statement(statement, catalog, alone=len(facts.statements) == 1))
     if len(statements) == 1 and facts.statements[0].effects and _is_listen(facts.statements[0]):
         needs |= Needs.LISTENER
+    refusal = next((one.refusal for one in facts.statements if one.refusal is not None), None)
+    if refusal is not None:
+        needs |= Needs.REFUSE
     kinds = [effect.kind for statement in statements for effect in statement.effects]
     return QueryInfo(
         tuple(statements),
         is_plain=not kinds and not needs,
         needs=needs,
         databases=tuple(dict.fromkeys(databases)),
+        refusal=refusal,
         template_id=facts.template_id,
         has_effects=bool(kinds),
         begins_transaction=EffectKind.BEGIN in kinds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.builtin_functions import HARMLESS_VOLATILE, PRECISE_STATE_FUNCTIONS
+from server.reserved_roles import refusal_of
 from server.sql_parser import Node
 from server.statement_draft import CATALOG, SETTLE, TEMPORARY, TEMPORARY_IN_TRANSACTION, Draft
 from server.statement_facts import Scope
@@ -42,6 +43,12 @@ def _read_roles(draft: Draft) -> None:
     name = role.get("rolename", "") if isinstance(role, dict) else role
     draft.effects.append(Effect(EffectKind.ROLES, name or node.get("dbname", "")))
     draft.constant_bound = True
+    draft.refusal = refusal_of(draft.name, node)
+
+
+def _read_drop_owned(draft: Draft) -> None:
+    read_ddl(draft)
+    draft.refusal = refusal_of(draft.name, draft.node)
 
 
 # -- DDL -------------------------------------------------------------------------------------------------------------
@@ -169,6 +176,7 @@ def _read_rename(draft: Draft) -> None:
         draft.effects.append(Effect(EffectKind.ROLES, draft.node.get("subname", "")))
     elif kind == "OBJECT_ROLE":
         draft.effects.append(Effect(EffectKind.ROLES, draft.node.get("subname", "")))
+        draft.refusal = refusal_of(draft.name, draft.node)
     else:
         read_ddl(draft)
 
@@ -182,6 +190,7 @@ READERS: dict[str, Callable[[Draft], None]] = {
     "AlterRoleStmt": _read_roles,
     "AlterRoleSetStmt": _read_roles,
     "DropRoleStmt": _read_roles,
+    "DropOwnedStmt": _read_drop_owned,
     "GrantRoleStmt": _read_roles,
     "AlterDatabaseSetStmt": _read_roles,
     "ReassignOwnedStmt": _read_roles,

@@ -31,6 +31,7 @@ class Draft:
     scope: Scope = Scope.NOTHING
     databases: tuple[str, ...] = ()
     object_name: str = ""
+    refusal: tuple[str, str, str] | None = None  # SQLSTATE, message, detail
     constant_bound: bool = False
     certain: list[Node] = field(default_factory=list)
     runs_calls: bool = True  # false for plain EXPLAIN and for DDL that only stores its expressions

@@ -61,6 +61,7 @@ class StatementFacts:
     databases: tuple[str, ...] = ()
     name: str = ""  # of the cursor or prepared statement
     constant_bound: bool = False  # another constant in its place could change these facts
+    refusal: tuple[str, str, str] | None = None  # SQLSTATE, message, detail
 
 
 @dataclass(frozen=True, slots=True)

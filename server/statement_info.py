@@ -124,7 +124,7 @@ class QueryInfo:
     is_plain: bool
     needs: Needs = Needs.NOTHING
     databases: tuple[str, ...] = ()
-    refusal: tuple[str, str] | None = None  # (SQLSTATE, message)
+    refusal: tuple[str, str, str] | None = None  # SQLSTATE, message, detail
     template_id: int = 0  # the same for texts that differ in constants only; 0 where unknown
     has_effects: bool = False
     begins_transaction: bool = False

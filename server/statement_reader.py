@@ -70,6 +70,7 @@ def read_statement(wrapped: Node) -> StatementFacts:
         databases=draft.databases,
         name=draft.object_name,
         constant_bound=draft.constant_bound,
+        refusal=draft.refusal,
     )
 
 
