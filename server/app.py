@@ -209,6 +209,8 @@ class RustyServer:
         self.hub.retune()
         if self._front_door is not None:
             self._front_door.reload()
+        for change in report.restart_required:
+            _log.warning("%s takes effect at the next start", change.name)
         changed = tuple(change.name for change in report.changed)
         pending = tuple(change.name for change in report.restart_required)
         await self.bus.deliver(ConfigReloaded(changed, pending, "", time.time()))

@@ -20,6 +20,7 @@ from server.extension.events import BackendConnected, BackendLost
 from server.pool.pool import Pool
 from server.pool.seat import Seat
 from server.pool.settings import PoolKey, PoolSettings
+from server.pool_log import PoolLog
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
@@ -53,6 +54,7 @@ class Backends:
             disconnect=self._disconnect,
             settings=pool_settings(config),
             loop=asyncio.get_running_loop(),
+            observer=PoolLog(),
         )
 
     def retune(self) -> None:
