@@ -214,9 +214,11 @@ class RunBuilder:
             return
         prepared = session.prepared
         if prepared is not None and name in prepared:
-            self._refuse(
-                run, pos, end, PgError("42P05", f'prepared statement "{name.decode(errors="replace")}" already exists')
-            )
+            # PostgreSQL reads the text before it looks at the name: let it say what is wrong.
+            body = self._use(run, pos, prepared[name]) + b"\0" + text_and_types
+            self._replace(run, pos, end, b"P" + pack_length(4 + len(body)) + body)
+            self._is_mixed = True
+            self._replies.append(F_PARSE)
             return
         statement = self._virtual(name, text_and_types, info)
         shared = statement.shared

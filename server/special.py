@@ -163,7 +163,7 @@ class SpecialRuns:
         needs = session.needs_of(info)
         if needs & Needs.REFUSE and info.refusal is not None:
             raise PgError(*info.refusal[:2], detail=info.refusal[2])
-        if needs & (Needs.ADMIN | Needs.LISTENER | Needs.MATERIALISE):
+        if needs & (Needs.ADMIN | Needs.LISTENER | Needs.MATERIALISE) and session.status != READY_FAILED:
             _must_not_be_within(session)
         if needs & Needs.ADMIN:
             bound = info.console_command
@@ -210,7 +210,9 @@ class SpecialRuns:
             session.prepared = None
             session.unnamed = None
             return True
-        return session.prepared is not None and session.prepared.pop(name.encode(), None) is not None
+        if session.prepared is None or session.prepared.pop(name.encode(), None) is None:
+            raise PgError("26000", f'prepared statement "{name}" does not exist')
+        return True
 
     # -- what several kinds need -----------------------------------------------------------------------------------
 

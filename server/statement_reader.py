@@ -108,6 +108,8 @@ def _read_prepared(draft: Draft) -> None:
     draft.object_name = draft.node.get("name", "")
     if draft.name == "DeallocateStmt":
         draft.effects.append(Effect(EffectKind.DEALLOCATE, draft.object_name))
+        if draft.object_name:
+            draft.needs |= Needs.MATERIALISE
         return
     draft.needs |= Needs.MATERIALISE
     if draft.name == "PrepareStmt":
