@@ -20,8 +20,7 @@ table there, so an event trigger turns row-level security on for each new table 
 writable but to `rustydb_internal`, until the feature adds a policy or a view of its own.
 
 Trusted extensions (btree_gin, citext, cube, hstore, intarray, ltree, pg_trgm, ...) can be created by whoever may create
-objects in a database. Those of `LISTED_EXTENSIONS` are not trusted, but give no file or program access: a front end may
-create them for the administrator as `rustydb_internal`, into a schema that no client can write to while it does so.
+objects in a database; some that are not trusted too, see `engine.extensions`.
 """
 
 from __future__ import annotations
@@ -72,29 +71,6 @@ SAFE_POSTGRES_ROLES = (
 """PostgreSQL's predefined roles without those that reach files or programs (pg_read_server_files,
 pg_write_server_files, pg_execute_server_program). Which of them exist depends on the version."""
 OWNED_DATABASES = ("postgres", "template1")
-
-LISTED_EXTENSIONS = (
-    "amcheck",
-    "autoinc",
-    "bloom",
-    "dblink",
-    "dict_xsyn",
-    "earthdistance",
-    "insert_username",
-    "moddatetime",
-    "pg_buffercache",
-    "pg_freespacemap",
-    "pg_prewarm",
-    "pg_stat_statements",
-    "pg_visibility",
-    "pg_walinspect",
-    "pgrowlocks",
-    "pgstattuple",
-    "postgres_fdw",
-    "refint",
-    "vector",
-)
-"""Not trusted, and safe to give. Left out: file_fdw (files), pageinspect and pg_surgery (pages past every policy)."""
 
 _GENERATED_PASSWORD_BYTES = 24
 

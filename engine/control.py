@@ -34,6 +34,7 @@ _SETTINGS = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
+    "local_preload_libraries": "",
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
     "row_security": "on",

@@ -61,6 +61,16 @@ class DataLayout:
         return self.conf / "pg_ident.conf"
 
     @property
+    def extensions(self) -> Path:
+        """What extension_control_path names; PostgreSQL looks in `extension` below it."""
+        return self.conf / "extensions"
+
+    @property
+    def control_files(self) -> Path:
+        """Our own control files of extensions."""
+        return self.extensions / "extension"
+
+    @property
     def programs(self) -> Path:
         return self.data_dir / "programs"
 
@@ -125,7 +135,8 @@ def create_directories(layout: DataLayout, users: OsUsers) -> None:
     try:
         _make_directory(layout.engine, users.engine, 0o700)
         # The set-group-id bit gives the engine's group to what a front end that is not in it writes there.
-        _make_directory(layout.conf, users.frontend, 0o2750 if users.is_separate else 0o700, gid=users.engine.gid)
+        for directory in (layout.conf, layout.extensions, layout.control_files):
+            _make_directory(directory, users.frontend, 0o2750 if users.is_separate else 0o700, gid=users.engine.gid)
         create_frontend_directories(layout, users.frontend)
         if not layout.log_fifo.exists():
             _make_fifo(layout.log_fifo, users.frontend)

@@ -132,8 +132,10 @@ def operator_settings(settings: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def merged_settings(machine: Machine, max_connections: int, operator: Mapping[str, str]) -> dict[str, str]:
-    """Everything that the generated postgresql.conf says."""
+def merged_settings(
+    machine: Machine, max_connections: int, operator: Mapping[str, str], control_files: str | None = None
+) -> dict[str, str]:
+    """Everything that the generated postgresql.conf says. `control_files`: see `engine.extensions`."""
     checked = operator_settings(operator)
     settings = tuned_settings(machine, max_connections)
     settings["max_prepared_transactions"] = str(max_connections)
@@ -142,6 +144,8 @@ def merged_settings(machine: Machine, max_connections: int, operator: Mapping[st
     if "pg_stat_statements" not in libraries:
         libraries.insert(0, "pg_stat_statements")
     settings["shared_preload_libraries"] = ", ".join(libraries)
+    if control_files is not None:
+        settings["extension_control_path"] = f"{control_files}:{checked.get('extension_control_path', '$system')}"
     return settings
 
 

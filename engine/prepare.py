@@ -19,6 +19,7 @@ from engine.address import UserSecret
 from engine.control import INTERNAL_ROLE
 from engine.engine_log import LogLine
 from engine.errors import DataDirectoryError, DataDirectoryInUse, EngineStartError
+from engine.extensions import write_control_files
 from engine.launcher import LaunchedHost
 from engine.layout import (
     ENGINE_PORT,
@@ -112,8 +113,11 @@ class PreparedEngine:
         ]
 
     def write_configuration(self, operator: Mapping[str, str]) -> bool:
-        """Write the three files; True where they say something new."""
-        settings = merged_settings(Machine.probe(), self.max_connections, operator)
+        """Write the three files, and control files of extensions; True where the three say something new."""
+        control_files = write_control_files(self.layout, self.users, self.programs)
+        settings = merged_settings(
+            Machine.probe(), self.max_connections, operator, None if control_files is None else str(control_files)
+        )
         files = {
             self.layout.conf_file: render_conf(settings),
             self.layout.hba_file: render_hba(self.identity.login),
