@@ -321,11 +321,8 @@ async def _serve(config: Config, cluster: Cluster, observer: EngineRelay) -> int
 
 
 def _say_why(error: Exception) -> None:
+    """Detail and hint are in the error's own text."""
     sys.stderr.write(f"rustydb: {error}\n")
-    for part in ("detail", "hint"):
-        text = getattr(error, part, None)
-        if text:
-            sys.stderr.write(f"{part.upper()}: {text}\n")
 
 
 def run(config: Config) -> int:

@@ -209,12 +209,13 @@ def load_config(*, config_file: Path | None = None, flags: Mapping[str, object] 
         gathered.add_file(path)
     gathered.add_environment(os.environ)
     gathered.add_flags(flags or {})
-    if gathered.problems:
-        raise ConfigError(gathered.problems)
     try:
         config = Config.model_validate(gathered.tree)
     except ValidationError as error:
-        raise ConfigError([_problem(detail, gathered) for detail in _independent(error)]) from None
+        wrong = [_problem(detail, gathered) for detail in _independent(error)]
+        raise ConfigError(gathered.problems + wrong) from None
+    if gathered.problems:
+        raise ConfigError(gathered.problems)
     config._file = path
     config._flags = dict(flags or {})
     config._origins = gathered.origins
@@ -269,7 +270,7 @@ class _Gathered:
                 continue
             engine_value = name.partition("RUSTYDB_ENGINE__SETTINGS__")[2].lower()
             if engine_value:
-                self._put("engine.settings", self._engine_settings() | {engine_value: environ[name]}, f"${name}")
+                self._put_engine_setting(engine_value, environ[name], f"${name}")
             elif name in _BY_ENV:
                 self._put(_BY_ENV[name].name, environ[name], f"${name}")
             else:
@@ -278,11 +279,15 @@ class _Gathered:
     def add_flags(self, flags: Mapping[str, object]) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
         for name, value in InitSettingsSource(Config, init_kwargs=given)().items():
-            self._add(name, value, "command line")
+            engine_value = name.partition("engine.settings.")[2].lower()
+            if engine_value:
+                self._put_engine_setting(engine_value, value, "command line")
+            else:
+                self._add(name, value, "command line")
 
-    def _engine_settings(self) -> dict[str, Any]:
+    def _put_engine_setting(self, name: str, value: object, origin: str) -> None:
         known = self.tree.get("engine", {}).get("settings", {})
-        return dict(known) if isinstance(known, dict) else {}
+        self._put("engine.settings", (dict(known) if isinstance(known, dict) else {}) | {name: value}, origin)
 
     def _add(self, name: str, value: object, origin: str) -> None:
         if name in _BY_NAME:

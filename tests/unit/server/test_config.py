@@ -280,3 +280,15 @@ def test_a_wrong_reload_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"pool\.connect_burst"):
         config.reload()
     assert config.server.max_clients == 10
+
+
+def test_unknown_and_wrong_settings_are_named_together(tmp_path: Path) -> None:
+    path = write(tmp_path, '[pool]\nmax_backends = "many"\nmax_bakcends = 3\n[sever]\nx = 1\n')
+    found = problems_of(config_file=path)
+    assert len(found) == 3
+    assert any(problem.startswith("pool.max_backends = 'many'") for problem in found)
+
+
+def test_a_setting_of_the_engine_by_flag() -> None:
+    config = load_config(flags={"engine.settings.Work_Mem": "9MB", "engine.settings.geqo": "off"})
+    assert config.engine.settings == {"work_mem": "9MB", "geqo": "off"}
