@@ -30,8 +30,6 @@ PINNED_SETTINGS: Mapping[str, str] = {
 """Settings every backend starts with: what the lexer does must not depend on who used the connection before."""
 
 _MAX_HANDSHAKE_MESSAGE_BYTES = 1 << 20
-_WRITE_HIGH_BYTES = 1 << 20
-"""What may wait for a slow engine (COPY) before its client is paused: enough that neither side stops and starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +173,6 @@ async def _log_in(
         reported=reported,
         connected_at=time.time(),
     )
-    transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
     transport.set_protocol(connection)
     if handshake.buffer:
         connection.data_received(bytes(handshake.buffer))

@@ -22,6 +22,8 @@ from server.prepared import BACKEND_NAME_PREFIX, forget_unnamed
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, WAITING, SessionState
 
 _READY_BYTES = 6
+_COPY_HIGH_BYTES = 1 << 20
+"""What may wait for the engine during COPY before the client is paused: enough that neither side stops and starts."""
 
 
 class BackendSide(SessionState):
@@ -258,6 +260,8 @@ class BackendSide(SessionState):
         """The engine waits for CopyData."""
         self.phase = COPY_IN
         backend = self.backend
+        if backend is not None:
+            backend.transport.set_write_buffer_limits(high=_COPY_HIGH_BYTES)
         if self.run_is_extended and backend is not None and backend.plans[0] is PASS:
             # The Sync that was sent is ignored during COPY: one more will come, and what follows the COPY before it.
             replies = MixedReplies()

@@ -117,10 +117,12 @@ class SessionState:
         "effects",
         "encoding",
         "ended_by",
+        "hold",
         "host",
         "identity",
         "inbox",
         "info",
+        "is_hold_over",
         "is_killed",
         "is_materialised",
         "is_pumping",
@@ -222,6 +224,8 @@ class SessionState:
         self.sequence_backend: BackendConnection | None = None  # where this session's currval and lastval live
         self.is_materialised = False
         self.is_pumping = False
+        self.hold: asyncio.TimerHandle | None = None  # until then a run without its Sync is held
+        self.is_hold_over = False
         self.is_self_synced = False  # the run ended in a Flush, and we added the Sync
         self.was_open = False  # the run in `request` continues one that was under way
         self.is_skipping = False  # a local error in a pipeline: messages up to Sync are dropped

@@ -78,23 +78,6 @@ def test_startup_packet_has_no_type_byte() -> None:
     assert decoder.buffered == 0
 
 
-@pytest.mark.timing
-def test_cost_is_linear_in_the_bytes() -> None:
-    def feed_in_pieces(size: int) -> float:
-        decoder = FrameDecoder()
-        started = time.process_time()
-        decoder.feed(b"d" + (size + 4).to_bytes(4, "big"))
-        for _ in range(size // 1000):
-            decoder.feed(b"x" * 1000)
-            frame = decoder.next_frame(any_length)
-        assert frame is not None
-        return time.process_time() - started
-
-    feed_in_pieces(1_000_000)
-    small, large = feed_in_pieces(2_000_000), feed_in_pieces(10_000_000)
-    assert large < 20 * max(small, 0.002)  # quadratic would be more than that, linear is five
-
-
 def test_many_small_frames_in_one_piece_are_taken_without_copying_the_rest() -> None:
     decoder = FrameDecoder()
     decoder.feed(b"S\0\0\0\x04" * 50_000)
