@@ -209,8 +209,10 @@ class RunBuilder:
             self._replies.append(F_PARSE)
             return
         if session.is_materialised:
-            self._replies.append(F_PARSE)
+            before = session.prepared.get(name) if session.prepared is not None else None
             self._virtual(name, text_and_types, info)
+            self._is_mixed = True
+            self._replies.append(Expected(Reply.PARSE, on_answer=lambda raw: self._parsed_by_name(name, before, raw)))
             return
         prepared = session.prepared
         if prepared is not None and name in prepared:
@@ -247,6 +249,15 @@ class RunBuilder:
             self._backend.prepared.pop(shared, None)
             prepared = self._session.prepared
             if prepared is not None:
+                prepared.pop(name, None)
+
+    def _parsed_by_name(self, name: bytes, before: VirtualStatement | None, raw: bytes) -> None:
+        """The same where the backend has the client's names: what the name stood for before, it still does."""
+        prepared = self._session.prepared
+        if not raw and prepared is not None:
+            if before is not None:
+                prepared[name] = before
+            else:
                 prepared.pop(name, None)
 
     def _prepare(self, run: bytes, pos: int, shared: SharedStatement) -> None:
