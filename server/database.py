@@ -124,6 +124,15 @@ class DatabaseState:
         self._check = None
         self._looking = asyncio.get_running_loop().create_task(self._look(), name="catalog check")
 
+    def stop_looking(self) -> None:
+        """The database may go: do not connect to it for a look that nobody waits for."""
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
     async def _look(self) -> None:
         try:
             if await self.catalog.load(self._reader):

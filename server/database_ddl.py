@@ -34,6 +34,9 @@ class DatabaseDdl:
         session.keep_until_run_ends(stack)
         for name in databases:
             hub.listeners.make_way(name)
+            state = hub.databases.get(name)
+            if state is not None:
+                state.stop_looking()
             await hub.cluster.control.close_database(name)
             if name == session.database.name:
                 await hub.pool.evict_database(name)
