@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine import connect
 from engine.connection import BackendConnection
+from protocol.errors import PgError
 from protocol.scram import ScramKeys
 from server.cleanup import BackendCleaner
 from server.extension.events import BackendConnected, BackendLost
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from server.tasks import TaskOwner
 
 _CANCELS_AT_ONCE = 32
+_TOO_MANY_CONNECTIONS = "53300"
+_LIMIT_PAUSES = (0.01, 0.05, 0.2)  # seconds
 
 
 class Backends:
@@ -95,13 +98,12 @@ class Backends:
 
     async def _connect(self, key: PoolKey) -> BackendConnection:
         started = perf_counter()
-        backend = await connect.dial(
-            self._cluster.address,
-            database=key.database,
-            role=key.role,
-            credentials=self.credentials(key.role),
-            timeout_seconds=self._config.pool.server_connect_timeout,
-        )
+        try:
+            backend = await self._dial(key)
+        except PgError as error:
+            if error.sqlstate != _TOO_MANY_CONNECTIONS:
+                raise
+            backend = await self._dial_in_limits(key)
         backend.seat = Seat()
         backend.context = self._contexts.empty
         backend.on_lost = self._lost
@@ -110,6 +112,31 @@ class Backends:
             took_us = int((perf_counter() - started) * 1e6)
             self._bus.publish(BackendConnected(backend.pid, key.role, key.database, took_us, time.time()))
         return backend
+
+    async def _dial(self, key: PoolKey) -> BackendConnection:
+        return await connect.dial(
+            self._cluster.address,
+            database=key.database,
+            role=key.role,
+            credentials=self.credentials(key.role),
+            timeout_seconds=self._config.pool.server_connect_timeout,
+        )
+
+    async def _dial_in_limits(self, key: PoolKey) -> BackendConnection:
+        """Once more, after the CONNECTION LIMIT of a role or database was reached.
+
+        The engine counts what a client knows nothing of: idle backends of other pools, and our own connection.
+        """
+        for pause in _LIMIT_PAUSES:
+            await self._cluster.control.close_database(key.database)
+            self.pool.give_way(key)
+            await asyncio.sleep(pause)  # their processes are about to end
+            try:
+                return await self._dial(key)
+            except PgError as error:
+                if error.sqlstate != _TOO_MANY_CONNECTIONS:
+                    raise
+        return await self._dial(key)
 
     def _disconnect(self, backend: BackendConnection) -> None:
         self.by_pid.pop(backend.pid, None)

@@ -152,6 +152,13 @@ class Pool(Generic[C]):
         """The role's password, settings or existence changed: its connections are not used again."""
         self._renew(block for block in list(self._blocks.values()) if block.key.role == role)
 
+    def give_way(self, key: PoolKey) -> None:
+        """Close what is idle in other pools of this database or role: the engine counts it against their limits."""
+        for block in list(self._blocks.values()):
+            if block.key != key and (block.key.database == key.database or block.key.role == key.role):
+                for conn in list(block.idle):
+                    self.close_idle(block, conn, CloseReason.STOLEN)
+
     async def evict_database(self, database: str) -> None:
         """Close the database's idle connections now and its leased ones on release; returns when none is idle.
 
