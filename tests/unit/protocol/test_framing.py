@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from protocol.codes import MAX_LARGE_MESSAGE_LENGTH
