@@ -22,12 +22,20 @@ from protocol.scan import (
     F_PARSE,
     F_SYNC,
     HEADER_BYTES,
+    READY_FAILED,
     READY_IDLE,
     length_at,
     pack_length,
 )
-from server.injected import refusal_message
-from server.prepared import BACKEND_NAME_PREFIX, SharedStatement, VirtualStatement, bind_values, split_parse
+from server.injected import own_names_messages, own_names_replies, refusal_message
+from server.prepared import (
+    BACKEND_NAME_PREFIX,
+    UNKNOWN_STATEMENT,
+    SharedStatement,
+    VirtualStatement,
+    bind_values,
+    split_parse,
+)
 from server.statement_info import Effect, EffectKind, Needs, QueryInfo
 
 if TYPE_CHECKING:
@@ -50,8 +58,6 @@ _CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 _STATEMENT: Final = 0x53  # 'S' in Describe and Close
 _MAY_BE_LOCAL: Final = frozenset({F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE})
 _PORTALS_KEPT: Final = 64
-_UNKNOWN_STATEMENT: Final = object()
-"""Stands in `BackendConnection.unnamed` for an unnamed statement of which nothing is known."""
 
 
 _NOTHING_NEEDED: Final = (Needs.NOTHING, ())
@@ -202,6 +208,10 @@ class RunBuilder:
         backend = self._backend
         name, text_and_types = split_parse(run, pos, end)
         info = session.database.info_of_parse(text_and_types, session.encoding)
+        if session.wants_own_names and info.needs & Needs.MATERIALISE:
+            self._insert(run, pos, own_names_messages(session))
+            self._is_mixed = True
+            self._replies.extend(own_names_replies(session, backend))
         if not name:
             session.unnamed = backend.unnamed = (text_and_types, info)
             if session.local_names is not None:
@@ -226,6 +236,9 @@ class RunBuilder:
         shared = statement.shared
         if shared in backend.prepared:
             backend.prepared.move_to_end(shared)
+            if session.status == READY_FAILED:
+                self._parse_for_the_error(run, pos, end, name)
+                return
             self._replace(run, pos, end, b"")
             self._answer(_PARSE_COMPLETE)
             return
@@ -233,6 +246,13 @@ class RunBuilder:
         self._replace(run, pos, end, shared.parse_message())
         self._is_mixed = True
         self._replies.append(Expected(Reply.PARSE, on_answer=lambda raw: self._parsed(name, shared, raw)))
+
+    def _parse_for_the_error(self, run: bytes, pos: int, end: int, name: bytes) -> None:
+        """In a failed transaction the engine says what may still be prepared: asked by the way of the unnamed one."""
+        self._replace(run, pos, end, b"P" + pack_length(end - pos - 1 - len(name)) + run[pos + 5 + len(name) : end])
+        self._backend.unnamed = UNKNOWN_STATEMENT
+        self._is_mixed = True
+        self._replies.append(Expected(Reply.PARSE, on_answer=lambda raw: self._parsed_by_name(name, None, raw)))
 
     def _virtual(self, name: bytes, text_and_types: bytes, info: QueryInfo) -> VirtualStatement:
         session = self._session

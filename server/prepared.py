@@ -70,13 +70,13 @@ class StatementRegistry:
         return found
 
 
-_UNKNOWN_STATEMENT: Final = object()
+UNKNOWN_STATEMENT: Final = object()
 """Stands in `BackendConnection.unnamed` for an unnamed statement of which nothing is known."""
 
 
 def forget_unnamed(session: SessionState, backend: BackendConnection) -> None:
     """A run failed: what it parsed as the unnamed statement may have been skipped, and the one before is another's."""
-    backend.unnamed = _UNKNOWN_STATEMENT
+    backend.unnamed = UNKNOWN_STATEMENT
     if session.unnamed is not None and (session.was_open or not _parses_unnamed_first_only(session.request)):
         session.unnamed = None
 
