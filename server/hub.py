@@ -65,6 +65,7 @@ _LAST_VIRTUAL_PID = 2_147_483_000
 """Above any process id of the system, so that nobody takes one for the other."""
 _LAST_WORDS_SECONDS = 10.0
 _LENT_SECONDS = 1.0
+_BUSY_SECONDS = 0.01
 _WRITE_HIGH_BYTES = 256 * 1024
 """What may wait for a slow client before the engine is paused."""
 _KILLED = "terminating connection due to administrator command"
@@ -201,11 +202,19 @@ class SessionHub:
             if session.block.cancel(session):
                 session.failed(PgError("57014", "canceling statement due to user request"))
             return True
+        if session.phase is Phase.BUSY:
+            # Something of our own comes before the statement: the cancel waits until that has been sent.
+            asyncio.get_running_loop().call_later(_BUSY_SECONDS, self._cancel_later, session, session.statements)
+            return True
         backend = session.backend
         if backend is None or not backend.plans or session.phase not in (Phase.ACTIVE, Phase.OPEN, Phase.COPY_IN):
             return False
         self.backends.cancel(backend)
         return True
+
+    def _cancel_later(self, session: ClientSession, statements: int) -> None:
+        if session.statements == statements and session.is_open:
+            self.cancel_session(session)
 
     # -- SessionHost -----------------------------------------------------------------------------------------------
 
@@ -215,6 +224,9 @@ class SessionHub:
 
     def _own(self, session: ClientSession, work: Coroutine[object, object, None], name: str) -> None:
         """Run work of one session; it ends with the session."""
+        before = self._session_tasks.get(session)
+        if before is not None and before is not asyncio.current_task():
+            before.cancel()  # it waited for a backend that never came: its run has failed
         task = self.tasks.spawn(work, name)
         self._session_tasks[session] = task
 
