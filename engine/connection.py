@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from protocol.errors import PgError
-from protocol.expectations import PASS, HiddenReplies, MixedReplies, ReplyPlan
+from protocol.expectations import PASS, Action, HiddenReplies, MixedReplies, ReplyPlan
 from protocol.scan import (
     B_COMMAND_COMPLETE,
     B_COPY_DATA,
@@ -302,6 +302,7 @@ class BackendConnection(asyncio.Protocol):
                 raw = self._with_virtual_pid(raw)
             elif kind == B_ERROR:
                 raw = self._error(raw)
+            is_ours = bool(plan.queue) and plan.queue[0].action is Action.IGNORE
             out.append(plan.receive(kind, raw))
             out.append(plan.local_answers())
             if kind == B_READY:
@@ -314,7 +315,7 @@ class BackendConnection(asyncio.Protocol):
                 pos = end
                 continue
             if kind == B_COMMAND_COMPLETE:
-                if self.watch_completions and self.owner is not None:
+                if self.watch_completions and self.owner is not None and not is_ours:
                     self.owner.backend_complete(data[pos + HEADER_BYTES : end - 1])
             else:
                 self._notice_reply(kind, data, pos, end)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.errors import PgError
 from protocol.expectations import Action, Expected, HiddenReplies, MixedReplies, Reply
-from protocol.scan import F_CLOSE, F_PARSE, SYNC_BYTES, length_at, pack_length
+from protocol.scan import F_CLOSE, F_PARSE, SYNC_BYTES, length_at, message, pack_length
 from server.prepared import BACKEND_NAME_PREFIX, VirtualStatement
+from server.statement_info import PinReason
 
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
@@ -77,6 +78,43 @@ def _replaced(run: bytes) -> list[bytes]:
             names.append(run[pos + 6 : end - 1])
         pos = end
     return names
+
+
+_OWN_NAMES = BACKEND_NAME_PREFIX + b"own_names"
+_DEALLOCATE_ALL = (
+    message(b"P", _OWN_NAMES + b"\0DEALLOCATE ALL\0\0\0")
+    + message(b"B", _OWN_NAMES + b"\0" + _OWN_NAMES + b"\0" + bytes(6))
+    + message(b"E", _OWN_NAMES + b"\0" + bytes(4))
+)
+
+
+def own_names_messages(session: ClientSession) -> bytes:
+    """Within a pipeline: give the backend the session's prepared statements, and no others, under their real names."""
+    statements = (session.prepared or {}).items()
+    return _DEALLOCATE_ALL + b"".join(statement.shared.parse_message(name) for name, statement in statements)
+
+
+def own_names_replies(session: ClientSession, backend: BackendConnection) -> list[Expected]:
+    """What `own_names_messages` will be answered with. Where an error before them has them skipped, all is as it
+    was.
+    """
+    before = dict(backend.prepared)
+    session.wants_own_names = False
+    session.is_materialised = True
+    session.pins.add(PinReason.SQL_PREPARE)
+    backend.prepared.clear()
+
+    def deallocated(raw: bytes) -> None:
+        if not raw:
+            session.is_materialised = False
+            backend.prepared.update(before)
+
+    replies = [
+        Expected(Reply.PARSE, Action.IGNORE),
+        Expected(Reply.BIND, Action.IGNORE),
+        Expected(Reply.EXECUTE, Action.IGNORE, on_answer=deallocated),
+    ]
+    return replies + [Expected(Reply.PARSE, Action.IGNORE) for _ in session.prepared or ()]
 
 
 def prepare_first(

@@ -48,7 +48,9 @@ class OwnBackend:
         """
         if session.is_materialised:
             return
-        must_not_be_within(session)
+        if session.was_open:
+            session.wants_own_names = True  # within the pipeline, where the statement stands
+            return
         backend = await self.lease(session)
         session.pins.add(PinReason.SQL_PREPARE)
         session.block.mark_long_held(backend)

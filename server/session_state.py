@@ -161,6 +161,7 @@ class SessionState:
         "transport",
         "unnamed",
         "wait_started",
+        "wants_own_names",
         "was_open",
     )
 
@@ -223,6 +224,7 @@ class SessionState:
         self.query = b""
         self.sequence_backend: BackendConnection | None = None  # where this session's currval and lastval live
         self.is_materialised = False
+        self.wants_own_names = False  # the next statement that needs it is_materialised finds it so, within its run
         self.is_pumping = False
         self.hold: asyncio.TimerHandle | None = None  # until then a run without its Sync is held
         self.is_hold_over = False
