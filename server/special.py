@@ -336,7 +336,7 @@ class SpecialRuns:
             name_end = raw.index(0, 5)
             name = raw[5:name_end]
             info = session.database.info_of_parse(raw[name_end + 1 :], session.encoding)
-            if name and (name in local.statements or (session.prepared is not None and name in session.prepared)):
+            if name and name in local.statements:
                 raise PgError("42P05", f'prepared statement "{name.decode(errors="replace")}" already exists')
             if not info.needs & (Needs.ADMIN | Needs.LISTENER):
                 local.statements.pop(name, None)
