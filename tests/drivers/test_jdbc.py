@@ -80,7 +80,8 @@ public class Main {
         out.append(" heard=").append(heard.length == 1 ? heard[0].getParameter() : "nothing");
       }
       s.setQueryTimeout(1);
-      try { s.execute("SELECT pg_sleep(10)"); } catch (SQLException e) { out.append(" timeout=").append(e.getSQLState()); }
+      try { s.execute("SELECT pg_sleep(10)"); }
+      catch (SQLException e) { out.append(" timeout=").append(e.getSQLState()); }
     }
     System.out.println(out);
   }
