@@ -113,6 +113,10 @@ class QueryObserver:
         if isinstance(decision, Deny):
             raise decision.error
         if isinstance(decision, Answer):
+            if session.was_open:
+                raise PgError(
+                    "0A000", "a simple query behind a pipeline without a Sync cannot be answered by a feature"
+                )
             run.completed(decision.command_tag.encode())
             session.send(decision.row_description + decision.body)
             return None
