@@ -45,11 +45,12 @@ class BoundPortal:
 class ObservedRun:
     """The executions of one run that are to be told of when it is over."""
 
-    __slots__ = ("_done", "_waiting", "contexts", "received", "sent", "started", "tags", "wait_us")
+    __slots__ = ("_done", "_waiting", "contexts", "is_denied", "received", "sent", "started", "tags", "wait_us")
 
     def __init__(self, received: int) -> None:
         self.contexts: list[QueryContext] = []
         self.tags: list[tuple[str, bool]] = []  # of completed executions: tag, and whether a row limit ended it
+        self.is_denied = False  # the last of `contexts` was
         self.started = perf_counter()
         self.received = received
         self.sent = 0
@@ -111,6 +112,7 @@ class QueryObserver:
         decision = judgement.decision
         run.contexts.append(judgement.context)
         if isinstance(decision, Deny):
+            run.is_denied = True
             raise decision.error
         if isinstance(decision, Answer):
             if session.was_open:
@@ -150,6 +152,7 @@ class QueryObserver:
             run.contexts.append(judgement.context)
             decision = judgement.decision
             if isinstance(decision, Deny):
+                run.is_denied = True
                 answers[pos] = decision.error
                 break
             if isinstance(decision, Answer):
@@ -239,7 +242,10 @@ class QueryObserver:
                 failed = index >= len(run.tags)
             outcome = Outcome.OK
             if failed:
-                outcome = _outcome(error, is_lost=is_lost, is_first=is_simple or index == len(run.tags))
+                is_first = is_simple or index == len(run.tags)
+                outcome = _outcome(error, is_lost=is_lost, is_first=is_first)
+                if outcome is Outcome.ERROR and run.is_denied and context is run.contexts[-1]:
+                    outcome = Outcome.DENIED
             events.append(
                 QueryFinished(
                     context,

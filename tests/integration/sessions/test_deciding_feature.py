@@ -130,13 +130,15 @@ def test_every_execution_ends_in_one_event(client: WireClient) -> None:
     client.recv_until("Z")
     client.send(query("SELECT 9 AS counted /*deny*/"))
     client.recv_until("Z")
+    client.send(parse("SELECT 9 AS counted /*deny*/"), bind(), execute(), sync())
+    client.recv_until("Z")
     found = {(row[0], row[1]): row[2] for row in client.simple("SHOW ENDINGS") if row[0] and "counted" in row[0]}
     assert found == {
         (texts[0], "OK"): "2",
         (texts[1], "OK"): "1",
         ("SELECT 1/0 AS counted", "ERROR"): "1",
         (texts[2], "CANCELLED"): "1",
-        ("SELECT 9 AS counted /*deny*/", "ERROR"): "1",
+        ("SELECT 9 AS counted /*deny*/", "DENIED"): "2",
     }
 
 
