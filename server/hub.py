@@ -345,7 +345,9 @@ class SessionHub:
             for backend in self.backends.by_pid.values()
             if isinstance(owner := backend.owner, ClientSession) and owner is not session
         ]
-        return rewriter.rewrite(text, session.pid, leased).text
+        rewritten = rewriter.rewrite(text, session.pid, leased)
+        session.rewritten = (text, rewritten)
+        return rewritten.text
 
     @property
     def analyses(self) -> int:

@@ -170,6 +170,7 @@ class BackendSide(SessionState):
         """Give the client the last bytes of its run, ReadyForQuery among them, and go on."""
         status = self.status
         self.is_self_synced = False
+        self.rewritten = None
         if self.notifications is not None and status == READY_IDLE:
             chunk = chunk[:-_READY_BYTES] + b"".join(self.notifications) + chunk[-_READY_BYTES:]
             self.notifications = None
@@ -240,6 +241,10 @@ class BackendSide(SessionState):
             forget_unnamed(self, self.backend)
         if error.sqlstate == "0A000" and self.run_is_extended:
             self.database.bump_generation()  # a shared statement's result type changed: a fresh Parse gets a fresh one
+        if self.rewritten is not None and error.position is not None:
+            original, rewritten = self.rewritten
+            error.position = rewritten.original_character(original, error.position)
+            raw = error.to_error_response()
         if BACKEND_NAME_PREFIX in raw and self.prepared:
             return self._with_own_names(error)
         return raw

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from server.observer import BoundPortal, ObservedRun, QueryObserver
     from server.pool.block import Block
     from server.session import ClientSession
+    from server.virtual_pid import RewrittenText
 
 
 class Phase(IntEnum):
@@ -146,6 +147,7 @@ class SessionState:
         "reported",
         "request",
         "request_info",
+        "rewritten",
         "run_error",
         "run_is_extended",
         "run_names",
@@ -219,6 +221,7 @@ class SessionState:
         self.observed: ObservedRun | None = None
         self.bound: dict[bytes, BoundPortal] | None = None  # kept only while somebody observes
         self.run_error: PgError | None = None
+        self.rewritten: tuple[bytes, RewrittenText] | None = None  # a text of this run with process ids in it
         self.request = b""
         self.request_info: QueryInfo | None = None
         self.query = b""

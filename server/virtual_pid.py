@@ -75,6 +75,12 @@ class RewrittenText:
             shift += length - (end - start)
         return position - shift
 
+    def original_character(self, original: bytes, position: int) -> int:
+        """The same for the position of an error: characters, counted from 1."""
+        before = self.text.decode(errors="replace")[: position - 1]
+        at = self.original_position(len(before.encode()))
+        return len(original[:at].decode(errors="replace")) + 1
+
 
 @dataclass(frozen=True, slots=True)
 class _PidMap:

@@ -87,3 +87,10 @@ def test_what_holds_other_sessions_pids_goes_out_of_date() -> None:
     assert not depends_on_mapping({("", "pg_backend_pid")}, ())
     assert depends_on_mapping({("", "pg_cancel_backend")}, ())
     assert depends_on_mapping((), {("pg_catalog", "pg_locks")})
+
+
+def test_an_error_position_counts_characters_of_the_text_the_client_sent() -> None:
+    original = "select pg_backend_pid(), 'é', nope".encode()
+    rewritten = PidRewriter({}).rewrite(original, 10_000_000)
+    seen = rewritten.text.decode().index("nope") + 1
+    assert rewritten.original_character(original, seen) == original.decode().index("nope") + 1
