@@ -84,10 +84,8 @@ class OwnBackend:
             except PgError:
                 if backend.is_lost:
                     raise
-                if in_block:
-                    await hidden(backend, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            if in_block:
-                await hidden(backend, f"RELEASE SAVEPOINT {_SAVEPOINT}")
+            if in_block:  # what is prepared stays; the error, and locks on the tables that it reads, go
+                await hidden(backend, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; RELEASE SAVEPOINT {_SAVEPOINT}")
 
     async def bind_to_sequences(self, session: ClientSession) -> None:
         """currval and lastval: the backend where this session advanced a sequence last, if nobody was there since.
