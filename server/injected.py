@@ -131,14 +131,14 @@ def prepare_first(
     replies = MixedReplies()
     failures: list[PgError] = []
     while backend.prepared and len(backend.prepared) + len(statements) > max_prepared:
-        messages.append(_close(backend.prepared.popitem(last=False)[1]))
+        messages.append(close_message(backend.prepared.popitem(last=False)[1]))
         replies.push(Expected(Reply.CLOSE, Action.IGNORE))
     for statement in statements:
         name = statement.shared.name
         messages.append(statement.shared.parse_message())
         messages.append(b"D" + pack_length(6 + len(name)) + b"S" + name + b"\0")
         replies.push(Expected(Reply.PARSE, Action.IGNORE))
-        replies.push(Expected(Reply.DESCRIBE, Action.IGNORE, on_answer=_Compared(statement, failures)))
+        replies.push(Expected(Reply.DESCRIBE, Action.IGNORE, on_answer=Compared(statement, failures)))
         backend.prepared[statement.shared] = name
 
     def prepared(result: HiddenReplies) -> None:
@@ -151,16 +151,17 @@ def prepare_first(
             backend.prepared.pop(statement.shared, None)
             closed.push(Expected(Reply.CLOSE, Action.IGNORE))
         names = [statement.shared.name for statement in statements]
-        backend.send(b"".join(map(_close, names)) + SYNC_BYTES, HiddenRun(closed, lambda _: then(error)))
+        backend.send(b"".join(map(close_message, names)) + SYNC_BYTES, HiddenRun(closed, lambda _: then(error)))
 
     backend.send(b"".join(messages) + SYNC_BYTES, HiddenRun(replies, prepared))
 
 
-def _close(name: bytes) -> bytes:
+def close_message(name: bytes) -> bytes:
+    """Close of a statement."""
     return b"C" + pack_length(6 + len(name)) + b"S" + name + b"\0"
 
 
-class _Compared:
+class Compared:
     """Compares a fresh description with the one the client saw."""
 
     __slots__ = ("_failures", "_statement")

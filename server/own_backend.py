@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from engine.connection import BackendConnection
 from protocol.errors import PgError
 from protocol.expectations import Expected, HiddenReplies, MixedReplies, Reply
-from protocol.scan import F_BIND, READY_FAILED, READY_IDLE, SYNC_BYTES, length_at
-from server.injected import HiddenRun
+from protocol.scan import F_BIND, READY_FAILED, READY_IDLE, SYNC_BYTES, length_at, message
+from server.injected import Compared, HiddenRun, close_message
 from server.prepared import VirtualStatement, bind_values
 from server.session_state import BUSY, IDLE, OPEN
 from server.statement_info import PinReason
@@ -67,25 +67,36 @@ class OwnBackend:
             self._host.subscribe(session, "", on=False)
         session.is_materialised = True
 
-    @staticmethod
-    async def _prepare_by_name(backend: BackendConnection, prepared: dict[bytes, VirtualStatement]) -> None:
-        """Prepare a session's statements under the client's names. One whose tables are gone stays unprepared: it
-        could only fail, but must not make the statement at hand fail.
+    async def _prepare_by_name(self, backend: BackendConnection, prepared: dict[bytes, VirtualStatement]) -> None:
+        """Prepare a session's statements under the client's names. One whose tables are gone, or whose result type is
+        not what the client saw, stays unprepared: it could only fail, but must not make the statement at hand fail.
         """
         in_block = backend.status != READY_IDLE
         for name, statement in prepared.items():
             if in_block:
                 await hidden(backend, f"SAVEPOINT {_SAVEPOINT}")
+            changes: list[PgError] = []
             replies = MixedReplies()
             replies.push(Expected(Reply.PARSE))
+            replies.push(Expected(Reply.DESCRIBE, on_answer=Compared(statement, changes)))
             replies.push(Expected(Reply.SYNC))
+            messages = statement.shared.parse_message(name) + message(b"D", b"S" + name + b"\0")
             try:
-                await hidden_run(backend, statement.shared.parse_message(name), replies)
+                await hidden_run(backend, messages, replies)
             except PgError:
                 if backend.is_lost:
                     raise
+            if changes and statement.description is not None:
+                await self._close(backend, name)
             if in_block:  # what is prepared stays; the error, and locks on the tables that it reads, go
                 await hidden(backend, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; RELEASE SAVEPOINT {_SAVEPOINT}")
+
+    @staticmethod
+    async def _close(backend: BackendConnection, name: bytes) -> None:
+        replies = MixedReplies()
+        replies.push(Expected(Reply.CLOSE))
+        replies.push(Expected(Reply.SYNC))
+        await hidden_run(backend, close_message(name), replies)
 
     async def bind_to_sequences(self, session: ClientSession) -> None:
         """currval and lastval: the backend where this session advanced a sequence last, if nobody was there since.
