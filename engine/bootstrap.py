@@ -8,6 +8,8 @@ Roles:
   client can become it; only a superuser could alter or drop it.
 - `rustydb_admin`, `rustydb_monitor`, `rustydb_audit_admin`, `rustydb_audit_viewer`, `rustydb_audit_officer`: NOLOGIN
   groups that RustyDB's commands check membership of, in `pg_auth_members`.
+- No other role is a superuser, a member of `rustydb_internal` or of the roles that reach files or programs unless
+  `security.superuser`: what was made so while it was on is undone at the first start without it.
 - `postgres`, the administrator: LOGIN CREATEDB CREATEROLE REPLICATION, member with admin option of `rustydb_admin`,
   `rustydb_monitor` and of PostgreSQL's predefined roles that give no file or program access; owner of the databases
   `postgres` and `template1`, and thereby of their schemas `public`. Not a superuser, unless `security.superuser`. On
@@ -25,6 +27,7 @@ objects in a database; some that are not trusted too, see `engine.extensions`.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +42,8 @@ from engine.errors import EngineStartError
 from engine.layout import DataLayout, write_private_file
 from engine.osuser import OsUser
 from protocol.scram import ScramVerifier
+
+logger = logging.getLogger(__name__)
 
 ADMINISTRATOR = "postgres"
 CONTROL_SCHEMA = "rustydb"
@@ -103,6 +108,7 @@ class ClusterFacts:
     roles: Mapping[str, RoleFacts]
     memberships: Mapping[str, Membership]  # role name -> the administrator's membership in it
     database_owners: Mapping[str, str]  # database name -> owner
+    dangerous_grants: tuple[tuple[str, str, str], ...] = ()  # role, member, grantor: of `BREAK_GLASS_ROLES`
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,14 @@ class BootstrapResult:
     password_file: Path | None  # where the generated password of the administrator is, if that is where it is
     is_first_start: bool
 
+
+BREAK_GLASS_ROLES = (
+    INTERNAL_ROLE,
+    "pg_read_server_files",
+    "pg_write_server_files",
+    "pg_execute_server_program",
+)
+"""Whoever is a member of one of them is a superuser, or can make himself one."""
 
 FACTS_QUERY = f"""
 SELECT
@@ -125,7 +139,12 @@ SELECT
      JOIN pg_catalog.pg_authid u ON u.oid = m.member AND u.rolname = '{ADMINISTRATOR}'
      JOIN pg_catalog.pg_authid g ON g.oid = m.grantor AND g.rolname = '{INTERNAL_ROLE}')::text AS memberships,
   (SELECT pg_catalog.json_object_agg(d.datname, o.rolname)
-     FROM pg_catalog.pg_database d JOIN pg_catalog.pg_authid o ON o.oid = d.datdba)::text AS databases
+     FROM pg_catalog.pg_database d JOIN pg_catalog.pg_authid o ON o.oid = d.datdba)::text AS databases,
+  (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(r.rolname, u.rolname, g.rolname))
+     FROM pg_catalog.pg_auth_members m
+     JOIN pg_catalog.pg_authid r ON r.oid = m.roleid AND r.rolname IN ({", ".join(f"'{r}'" for r in BREAK_GLASS_ROLES)})
+     JOIN pg_catalog.pg_authid u ON u.oid = m.member
+     JOIN pg_catalog.pg_authid g ON g.oid = m.grantor)::text AS dangerous
 """
 
 CONTROL_SCHEMA_SCRIPT = f"""
@@ -169,6 +188,9 @@ async def run(
     database, facts = await _read_facts(control)
     is_first_start = CONTROL_DATABASE not in facts.database_owners
     steps = plan(facts, superuser=superuser, has_secret=control.has_password)
+    for step in steps:
+        if step.endswith(("NOSUPERUSER", "CASCADE")) and not is_first_start:
+            logger.warning("undone, because security.superuser is off: %s", step)
     if steps:
         await control.run_script(";\n".join(steps), database=database)
     if is_first_start:
@@ -246,6 +268,16 @@ def plan(facts: ClusterFacts, *, superuser: bool, has_secret: bool = False) -> l
     if internal is not None and internal.has_password and not has_secret:
         steps.append(f"ALTER ROLE {INTERNAL_ROLE} PASSWORD NULL")
     steps += _administrator_steps(facts.roles.get(ADMINISTRATOR), superuser)
+    if not superuser:
+        # Made while the break-glass was on: they would hold it open.
+        others = facts.roles.keys() - {INTERNAL_ROLE, ADMINISTRATOR, *PREDEFINED_ROLES}
+        steps += [
+            f"ALTER ROLE {_identifier(name)} NOSUPERUSER" for name in sorted(others) if facts.roles[name].is_superuser
+        ]
+        steps += [
+            f"REVOKE {role} FROM {_identifier(member)} GRANTED BY {_identifier(grantor)} CASCADE"
+            for role, member, grantor in facts.dangerous_grants
+        ]
     wanted = dict.fromkeys(ADMINISTRATOR_MEMBERSHIPS, Membership(admin=True, inherit=True, set=True))
     wanted |= {role: Membership(True, True, True) for role in SAFE_POSTGRES_ROLES if role in facts.roles}
     wanted |= dict.fromkeys(ADMINISTRATOR_APPOINTS, Membership(admin=True, inherit=False, set=False))
@@ -262,6 +294,10 @@ def plan(facts: ClusterFacts, *, superuser: bool, has_secret: bool = False) -> l
         if facts.database_owners.get(database) == INTERNAL_ROLE
     ]
     return steps
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _administrator_steps(found: RoleFacts | None, superuser: bool) -> list[str]:
@@ -301,6 +337,7 @@ def parse_facts(row: Mapping[str, Any]) -> ClusterFacts:
         roles={name: RoleFacts(*flags) for name, flags in _object(row["roles"]).items()},
         memberships={name: Membership(*flags) for name, flags in _object(row["memberships"]).items()},
         database_owners=_object(row["databases"]),
+        dangerous_grants=tuple(tuple(grant) for grant in orjson.loads(row.get("dangerous") or "[]")),
     )
 
 

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import asyncpg
+
+from engine.errors import EngineError
 from protocol.errors import PgError
 from server.pool.errors import PoolClosed, PoolTimeout, PoolUnavailable
+
+
+def as_client_error(error: PgError | EngineError | asyncpg.PostgresError) -> PgError:
+    """What a client is told whose session cannot start."""
+    if isinstance(error, PgError):
+        return error
+    if isinstance(error, EngineError):
+        return PgError("57P03", "the database engine cannot be reached now", detail=error.message)
+    return PgError(error.sqlstate or "XX000", error.args[0], detail=error.detail, hint=error.hint)
 
 
 def pool_error(exc: BaseException) -> PgError:

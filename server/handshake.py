@@ -18,6 +18,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
+import asyncpg
+
+from engine.errors import EngineError
 from protocol.codes import (
     ALPN_PROTOCOL,
     MAX_SASL_MESSAGE_LENGTH,
@@ -29,6 +32,7 @@ from protocol.sqlstate import INVALID_AUTHORIZATION_SPECIFICATION, INVALID_PASSW
 from protocol.startup import CancelRequest
 from server.auth import Authenticator, LoginRefused, Peer, Proof
 from server.config import Config
+from server.errors import as_client_error
 from server.extension.events import AuthenticationFailed
 from server.front_door import AuthenticatedClient, Identity, SessionOpener
 from server.limits import ClientLimits, ClientSlot
@@ -286,9 +290,9 @@ class Handshake(asyncio.Protocol):
             transport.resume_reading()
         try:
             await self._services.opener.open(client)
-        except PgError:
+        except (PgError, EngineError, asyncpg.PostgresError) as error:
             self._say(b"".join(client.pending_output))
-            raise
+            raise as_client_error(error) from error
         finally:
             self._client = None
         self._services.counters.opened += 1

@@ -98,3 +98,16 @@ def test_facts_come_from_one_row_of_json() -> None:
     assert parse_facts(row) == ClusterFacts(
         {"a": RoleFacts(True, False, True, False, True, False)}, {}, {"postgres": "a"}
     )
+
+
+def test_what_the_break_glass_left_open_is_closed_when_it_is_off() -> None:
+    left = replace(
+        DONE,
+        roles=dict(DONE.roles) | {'odd "name': replace(GROUP, is_superuser=True)},
+        dangerous_grants=(("rustydb_internal", "alice", "postgres"),),
+    )
+    assert plan(left, superuser=False) == [
+        'ALTER ROLE "odd ""name" NOSUPERUSER',
+        'REVOKE rustydb_internal FROM "alice" GRANTED BY "postgres" CASCADE',
+    ]
+    assert not any("odd" in step or "alice" in step for step in plan(left, superuser=True))
