@@ -19,6 +19,8 @@ work before they may be forwarded go through `server.special`, and what is left 
 from __future__ import annotations
 
 import asyncio
+import logging
+import struct
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,10 @@ _QUERY_KEPT_BYTES = 1024
 _LONG_TEXT_BYTES = 4096
 _HOLD_SECONDS = 0.0005
 
+_log = logging.getLogger(__name__)
+
+_MALFORMED = (ValueError, IndexError, struct.error)
+
 _LARGE_OBJECT_FUNCTIONS = frozenset({715, 764, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172})
 """OIDs of the built-in functions that libpq calls by FunctionCall."""
 
@@ -83,9 +89,13 @@ class ClientSession(BackendSide, asyncio.Protocol):
                         self._start_query(data)
                         return
                 elif data[-5:] == SYNC_BYTES:
-                    facts = examine(self, data)
-                    if facts is not None:
-                        self._start_extended(data, facts)
+                    try:
+                        facts = examine(self, data)
+                        if facts is not None:
+                            self._start_extended(data, facts)
+                            return
+                    except _MALFORMED:
+                        self._refuse_malformed()
                         return
         elif self.phase is COPY_IN and not self.inbox:
             data = self._copy_in(data)
@@ -101,9 +111,16 @@ class ClientSession(BackendSide, asyncio.Protocol):
         self.is_pumping = True
         try:
             self._pump()
+        except _MALFORMED:
+            self._refuse_malformed()
         finally:
             self.is_pumping = False
         self.adjust_reading()
+
+    def _refuse_malformed(self) -> None:
+        """A message whose inside is not what its type says. Nobody knows what else the client gets wrong."""
+        _log.warning("malformed message from session %d", self.pid, exc_info=True)
+        self.fatal(PgError("08P01", "invalid message format"))
 
     def _pump(self) -> None:
         while self.inbox:

@@ -332,7 +332,7 @@ class BackendSide(SessionState):
         """Tell the client why, and end the session."""
         if self.phase is CLOSED:
             return
-        error.severity = "FATAL"
+        error.severity = error.severity_localized = "FATAL"
         if self.backend is None or not self.backend.is_mid_message:
             self.send(error.to_error_response())
         self.ended_by = error.sqlstate
