@@ -58,6 +58,7 @@ _CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 _STATEMENT: Final = 0x53  # 'S' in Describe and Close
 _MAY_BE_LOCAL: Final = frozenset({F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE})
 _PORTALS_KEPT: Final = 64
+_TRUE: Final = frozenset({b"\x01", b"t", b"tr", b"tru", b"true", b"y", b"ye", b"yes", b"on", b"1"})
 
 
 _NOTHING_NEEDED: Final = (Needs.NOTHING, ())
@@ -493,6 +494,6 @@ def _bound(effect: Effect, values: list[bytes | None]) -> Effect:
     if value_at:
         raw = value(value_at)
         text = raw.decode(errors="replace") if raw is not None else None
-    if local_at and (value(local_at) or b"f")[:1] in (b"\x01", b"t", b"T", b"1", b"y", b"o"):
+    if local_at and (value(local_at) or b"f").strip(b" ").lower() in _TRUE:
         kind = EffectKind.SET_LOCAL
     return Effect(kind, name, text)

@@ -69,7 +69,7 @@ _SHOW = (
 _SETTINGS = {
     "work_mem": ("9MB", "10MB", "64MB"),
     "datestyle": ("'German'", "'ISO, DMY'", "'ISO, MDY'"),
-    "search_path": ("s1, public", "public", "''", '"$user", public'),
+    "search_path": ("s1, public", "public", '"$user", public'),
     "my.a": ("'1'", "'2'", "''"),
     "my.b": ("'x'", "'y'"),
     "application_name": ("'app'", "''"),
@@ -90,7 +90,7 @@ _TEXTS = (
     "SELECT nextval('q0')",
     "SELECT 1/0",
     "SELECT g FROM generate_series(1, 4) AS g",
-    "SELECT * FROM tt",
+    "SELECT 'x' || $1::text",
     "SELECT pg_try_advisory_lock(3)",
 )
 _NAMES = ("s1", "s2", "s3")
