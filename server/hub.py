@@ -112,6 +112,7 @@ class SessionHub:
         self._next_pid = _FIRST_VIRTUAL_PID
         self._serials = itertools.count(1)
         self._slots: dict[int, Slot] = {}
+        self._tunnels: dict[int, tuple[bytes, BackendConnection]] = {}  # replication: key and engine's side
 
     # -- SessionOpener ---------------------------------------------------------------------------------------------
 
@@ -189,7 +190,12 @@ class SessionHub:
     def cancel(self, pid: int, secret: bytes) -> None:
         """CancelRequest. A wrong key is ignored."""
         session = self.sessions.get(pid)
-        if session is None or not hmac.compare_digest(session.secret, secret):
+        if session is None:
+            key, backend = self._tunnels.get(pid, (b"", None))
+            if backend is not None and hmac.compare_digest(key, secret):
+                self.backends.cancel(backend)
+            return
+        if not hmac.compare_digest(session.secret, secret):
             return
         did_run = self.cancel_session(session)
         if self.bus.has_subscribers(QueryCancelled):
@@ -401,15 +407,21 @@ class SessionHub:
 
     async def _open_tunnel(self, client: AuthenticatedClient) -> None:
         """A replication connection: logged in as the client's role, then spliced."""
-        await open_tunnel(
-            client, self.cluster.address, self.backends.credentials(client.identity.role), self._new_pid()
-        )
+        pid, secret = self._new_pid(), secrets.token_bytes(4)
+
+        def lost() -> None:
+            self._tunnels.pop(pid, None)
+            client.slot.release()
+
+        credentials = self.backends.credentials(client.identity.role)
+        backend = await open_tunnel(client, self.cluster.address, credentials, (pid, secret), lost)
+        self._tunnels[pid] = (secret, backend)
 
     def _new_pid(self) -> int:
         while True:
             pid = self._next_pid
             self._next_pid = _FIRST_VIRTUAL_PID if pid >= _LAST_VIRTUAL_PID else pid + 1
-            if pid not in self.sessions:
+            if pid not in self.sessions and pid not in self._tunnels:
                 return pid
 
     # -- the end ---------------------------------------------------------------------------------------------------
@@ -433,6 +445,8 @@ class SessionHub:
         self.is_draining = True
         for session in list(self.sessions.values()):
             session.fatal(PgError("57P01", _KILLED, severity="FATAL"))
+        for _, backend in list(self._tunnels.values()):
+            backend.transport.close()
         self.listeners.close()
         self.backends.close()
         await self.tasks.close()

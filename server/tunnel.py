@@ -15,6 +15,7 @@ from protocol.scan import message
 
 if TYPE_CHECKING:
     from engine.address import EngineAddress
+    from engine.connection import BackendConnection
     from server.front_door import AuthenticatedClient
 
 
@@ -61,8 +62,17 @@ def splice(
     return left, right
 
 
-async def open_tunnel(client: AuthenticatedClient, address: EngineAddress, credentials: Credentials, pid: int) -> None:
-    """Log in to the engine for replication as the client's role and splice. Raises PgError."""
+async def open_tunnel(
+    client: AuthenticatedClient,
+    address: EngineAddress,
+    credentials: Credentials,
+    key: tuple[int, bytes],
+    on_lost: Callable[[], None],
+) -> BackendConnection:
+    """Log in to the engine for replication as the client's role and splice; `key` is what the client may cancel with.
+
+    The result tells process id and key at the engine; nothing is received by it any more. Raises PgError.
+    """
     identity = client.identity
     backend = await dial(
         address,
@@ -75,8 +85,10 @@ async def open_tunnel(client: AuthenticatedClient, address: EngineAddress, crede
     burst = b"".join(client.pending_output)
     client.pending_output.clear()
     burst += b"".join(message(b"S", f"{name}\0{value}\0".encode()) for name, value in backend.reported.items())
-    burst += message(b"K", pid.to_bytes(4, "big") + b"\0\0\0\0") + b"Z\0\0\0\x05I"
-    splice(client.transport, backend.transport, client.slot.release)
+    pid, secret = key
+    burst += message(b"K", pid.to_bytes(4, "big") + secret) + b"Z\0\0\0\x05I"
+    splice(client.transport, backend.transport, on_lost)
     client.transport.write(burst)
     if client.received:
         backend.transport.write(client.received)
+    return backend

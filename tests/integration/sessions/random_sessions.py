@@ -371,8 +371,8 @@ class Pair:
 
 
 def _is_known(step: Step, answers: list[list[object]]) -> bool:
-    """EXECUTE of a protocol's statement that cannot be prepared as it was any more fails with another SQLSTATE."""
-    codes = [str(answer[0][1]) for answer in answers if answer and isinstance(answer[0], tuple)]
+    """A protocol's statement that cannot be prepared again as it was fails with another SQLSTATE."""
+    codes = {shown[1] for answer in answers for shown in answer if isinstance(shown, tuple) and shown[0] == "E"}
     return "26000" in codes and ("42P01" in codes or "0A000" in codes)
 
 

@@ -143,7 +143,8 @@ def test_a_suspended_portal_has_not_completed() -> None:
         ([(Effect(K.LISTEN, "a"), "LISTEN"), (Effect(K.SAVEPOINT, "s"), "SAVEPOINT"), (Effect(K.LISTEN, "b"), "LISTEN"),
           (Effect(K.ROLLBACK_TO, "s"), "ROLLBACK"), (Effect(K.LISTEN, "c"), "LISTEN")], ["a", "c"]),
         ([(Effect(K.SAVEPOINT, "s"), "SAVEPOINT"), (Effect(K.LISTEN, "a"), "LISTEN"),
-          (Effect(K.SAVEPOINT, "s"), "SAVEPOINT"), (Effect(K.LISTEN, "b"), "LISTEN"), (Effect(K.RELEASE, "s"), "RELEASE"),
+          (Effect(K.SAVEPOINT, "s"), "SAVEPOINT"), (Effect(K.LISTEN, "b"), "LISTEN"),
+          (Effect(K.RELEASE, "s"), "RELEASE"),
           (Effect(K.ROLLBACK_TO, "s"), "ROLLBACK")], []),
     ],
 )  # fmt: skip
