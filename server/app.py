@@ -26,7 +26,7 @@ from server.admin.console import AdminConsole
 from server.admin.control import control_commands
 from server.admin.show import show_commands
 from server.admin.sources import AdminSources
-from server.config import Config, ConfigError
+from server.config import Config, ConfigError, ConfigProblem
 from server.control_room import ControlRoom
 from server.drain import sweep
 from server.extension.bus import EventBus
@@ -200,20 +200,24 @@ class RustyServer:
         self.request_stop()
 
     async def reload(self) -> list[str]:
-        """Read the configuration again; returns the settings that changed. Raises PgError for a wrong one."""
+        """Read the configuration again; returns the settings that changed.
+
+        Raises ConfigError for a wrong one, and for a certificate or rules that cannot be used: the old ones stay.
+        """
         try:
             report = self.config.reload()
         except ConfigError as error:
             _log.error("configuration not reloaded: %s", error)
             raise
         self.hub.retune()
-        if self._front_door is not None:
-            self._front_door.reload()
+        problems = self._front_door.reload() if self._front_door is not None else []
         for change in report.restart_required:
             _log.warning("%s takes effect at the next start", change.name)
         changed = tuple(change.name for change in report.changed)
         pending = tuple(change.name for change in report.restart_required)
         await self.bus.deliver(ConfigReloaded(changed, pending, "", time.time()))
+        if problems:
+            raise ConfigError([ConfigProblem("certificate or rules", None, "RELOAD", problem) for problem in problems])
         return list(changed)
 
     def reload_soon(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from protocol.errors import PgError
 from server.metrics_collector import CacheCounters
 from server.session import ClientSession
 from server.session_state import Phase
@@ -80,7 +81,11 @@ class ControlRoom:
         return CacheCounters(max(0, statements - misses), misses, entries)
 
     async def pause(self, database: str | None) -> None:
-        """Stop giving out backends; returns when the leased ones are back."""
+        """Stop giving out backends; returns when the leased ones are back. Raises PgError 3D000."""
+        if database is not None and not await self._hub.cluster.control.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)", database
+        ):
+            raise PgError("3D000", f'database "{database}" does not exist')
         await self._hub.pool.pause(database)
 
     def resume(self, database: str | None) -> None:

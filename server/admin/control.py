@@ -42,7 +42,9 @@ class _Control:
             changed = await self._control.reload()
         except ConfigError as error:
             detail = "\n".join(map(str, error.problems))
-            raise PgError("F0000", "the configuration is wrong, nothing was changed", detail=detail) from error
+            raise PgError(
+                "F0000", "the configuration is wrong: what is wrong stays as it was", detail=detail
+            ) from error
         return AdminResult([(name,) for name in changed])
 
     def kill_session(self, call: CommandCall) -> AdminResult:
