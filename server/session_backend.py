@@ -250,7 +250,9 @@ class BackendSide(SessionState):
         return raw
 
     def _with_own_names(self, error: PgError) -> bytes:
-        for name, statement in (self.prepared or {}).items():
+        # Names of one shared statement look the same to the engine: those that the run speaks of come first.
+        items = sorted((self.prepared or {}).items(), key=lambda item: item[0] + b"\0" not in self.request)
+        for name, statement in items:
             ours, theirs = statement.shared.name.decode(), name.decode(errors="replace")
             error.message = error.message.replace(f'"{ours}"', f'"{theirs}"')
         return error.to_error_response()
