@@ -25,7 +25,7 @@ def sweep(hub: SessionHub, config: Config) -> None:
     """End the sessions that were idle for longer than their limit. A limit of 0 is off. Called once a second."""
     now = perf_counter()
     for session in list(hub.sessions.values()):
-        if session.phase is Phase.IDLE and (error := _overdue(session, config, now - session.last_request_at)):
+        if session.phase is Phase.IDLE and (error := _overdue(session, config, now - session.idle_since)):
             session.fatal(error)
 
 

@@ -259,7 +259,7 @@ class ClientSession(BackendSide, asyncio.Protocol):
         self.was_open = self.phase is OPEN
         self.statements += 1
         self.query = text if len(text) <= _QUERY_KEPT_BYTES else text[:_QUERY_KEPT_BYTES]
-        self.run_started = self.last_request_at = perf_counter()
+        self.run_started = self.last_request_at = self.idle_since = perf_counter()
         self.reply_started = False
 
     def send_query(self) -> None:

@@ -150,7 +150,8 @@ class BackendSide(SessionState):
         """The run is over."""
         self.sent_bytes += len(chunk)
         stats = self.database.stats
-        stats.statement_ended(perf_counter() - self.run_started)
+        self.idle_since = perf_counter()
+        stats.statement_ended(self.idle_since - self.run_started)
         self.status = status
         if self.observed is not None:
             pending = self.host.observer.after_run(self.me, self.run_error)

@@ -121,6 +121,7 @@ class SessionState:
         "hold",
         "host",
         "identity",
+        "idle_since",
         "inbox",
         "info",
         "is_hold_over",
@@ -199,6 +200,7 @@ class SessionState:
         self.secret = secret
         self.connected_at = now
         self.last_request_at = now
+        self.idle_since = now
         self._start_empty()
 
     def _start_empty(self) -> None:
