@@ -332,6 +332,7 @@ class Pair:
     other: Target
     clients: dict[tuple[str, int], WireClient] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    is_over: bool = False
 
     def start(self) -> None:
         for session in range(SESSIONS):
@@ -352,7 +353,10 @@ class Pair:
             self._open(step.session)
             return ""
         answers = [self._answer(target, step) for target in (self.one, self.other)]
-        if answers[0] == answers[1] or _is_known(step, answers):
+        if answers[0] == answers[1]:
+            return ""
+        if self._is_known(step, answers):
+            self.is_over = True  # from here on the two may go different ways
             return ""
         return f"{self.one.name}: {answers[0]}\n{self.other.name}: {answers[1]}"
 
@@ -362,23 +366,25 @@ class Pair:
         except (ConnectionEnded, TimeoutError) as error:
             return [f"{type(error).__name__}: {error}"]
 
+    def _is_known(self, step: Step, answers: list[list[object]]) -> bool:
+        """A session that used SQL's EXECUTE and its like has its statements prepared anew under their own names; one that
+        cannot be prepared again as it was is missing then: other SQLSTATEs, and its name is free.
+
+        In a failed transaction PostgreSQL still describes a statement without rows; a fresh backend cannot.
+        """
+        codes = {shown[1] for answer in answers for shown in answer if isinstance(shown, tuple) and shown[0] == "E"}
+        if step.name.startswith("Describe") and codes == {"25P02"}:
+            return True
+        names = ("EXECUTE s", "PREPARE s", "FROM pg_cursors")
+        has_real_names = any(f"{step.session}: " in line and any(name in line for name in names) for line in self.log)
+        return has_real_names and bool(codes & {"26000", "42P05"})
+
     def _open(self, session: int) -> None:
         parameters = {"options": "", **_STARTUP[session]}
         parameters["options"] += " -c lock_timeout=150ms"
         for target in (self.one, self.other):
             client = WireClient.login(target, parameters=parameters, timeout_seconds=8.0)
             self.clients[target.name, session] = client
-
-
-def _is_known(step: Step, answers: list[list[object]]) -> bool:
-    """A protocol's statement that cannot be prepared again, or not as it was, fails with another SQLSTATE.
-
-    In a failed transaction PostgreSQL still describes a statement without rows; a fresh backend cannot.
-    """
-    codes = {shown[1] for answer in answers for shown in answer if isinstance(shown, tuple) and shown[0] == "E"}
-    if step.name.startswith("Describe") and codes == {"25P02"}:
-        return True
-    return "26000" in codes and bool(codes & {"42P01", "0A000"})
 
 
 def _in_order(shown: list[tuple[object, ...]]) -> list[object]:

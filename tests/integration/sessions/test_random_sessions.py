@@ -76,7 +76,7 @@ def play(targets: tuple[Target, Target], seed: int, steps: int, seconds: float) 
             if difference:
                 own = [line for line in pair.log if line[0] == pair.log[-1][0]]
                 return "\n".join((f"seed {seed}", *own[-60:], "", *pair.log[-15:], "", difference))
-            if time.monotonic() > end:
+            if pair.is_over or time.monotonic() > end:
                 break
     finally:
         pair.close()
