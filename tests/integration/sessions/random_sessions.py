@@ -367,13 +367,14 @@ class Pair:
             return [f"{type(error).__name__}: {error}"]
 
     def _is_known(self, step: Step, answers: list[list[object]]) -> bool:
-        """A session that used SQL's EXECUTE and its like has its statements prepared anew under their own names; one that
-        cannot be prepared again as it was is missing then: other SQLSTATEs, and its name is free.
+        """A session that used SQL's EXECUTE and its like has its statements prepared anew under their own names: one
+        that cannot be prepared again as it was is missing then: other SQLSTATEs, and its name is free.
 
-        In a failed transaction PostgreSQL still describes a statement without rows; a fresh backend cannot.
+        In a failed transaction PostgreSQL still describes a statement without rows; a fresh backend cannot. The
+        parameters of a statement whose result type has changed are not described before the error.
         """
         codes = {shown[1] for answer in answers for shown in answer if isinstance(shown, tuple) and shown[0] == "E"}
-        if step.name.startswith("Describe") and codes == {"25P02"}:
+        if step.name.startswith("Describe") and codes in ({"25P02"}, {"0A000"}):
             return True
         names = ("EXECUTE s", "PREPARE s", "FROM pg_cursors")
         has_real_names = any(f"{step.session}: " in line and any(name in line for name in names) for line in self.log)
