@@ -51,6 +51,7 @@ from server.injected import (
     refuse_within,
     statements_to_prepare,
 )
+from server.known_runs import start_known_run
 from server.session_backend import BackendSide
 from server.session_state import ACTIVE, BUSY, CLOSED, COPY_IN, IDLE, OPEN, READY
 from server.statement_info import Needs, QueryInfo
@@ -90,6 +91,8 @@ class ClientSession(BackendSide, asyncio.Protocol):
                         return
                 elif data[-5:] == SYNC_BYTES:
                     try:
+                        if start_known_run(self, data):
+                            return
                         facts = examine(self, data)
                         if facts is not None:
                             self._start_extended(data, facts)
