@@ -229,7 +229,7 @@ def test_unlock_in_the_same_statement_settles_after_the_pin() -> None:
         ("prepare p as select 1", Needs.MATERIALISE),
         ("create table t as execute p", Needs.MATERIALISE),
         ("explain execute p", Needs.MATERIALISE),
-        ("deallocate p", Needs.NOTHING),
+        ("deallocate p", Needs.MATERIALISE),
         ("select * from pg_prepared_statements", Needs.MATERIALISE),
         ("select * from pg_catalog.pg_cursors", Needs.MATERIALISE),
         ("select pg_listening_channels()", Needs.MATERIALISE),
