@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from protocol.errors import PgError
 from protocol.expectations import HiddenReplies
 from server.context import DERIVED_NAMES, REPORTED_NAMES, quote_literal
-from server.statement_info import Effect, EffectKind, PinReason
+from server.statement_info import Effect, EffectKind, PinReason, QueryInfo
+from server.statement_reader import deferred_effects
 
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
@@ -288,6 +289,21 @@ class EffectTracker:
                     severity="FATAL",
                 )
             )
+
+
+def pin_deferred(session: ClientSession, info: QueryInfo) -> bool:
+    """A statement can now be run by SQL's EXECUTE, which does not show what it does: pin for it, as PREPARE does.
+
+    Returns whether it may advance a sequence.
+    """
+    advances = False
+    for statement in info.statements:
+        for effect in deferred_effects(statement.effects):
+            if effect.kind is EffectKind.PIN:
+                session.pins.add(effect.argument)
+            else:
+                advances = True
+    return advances
 
 
 def deallocate(session: ClientSession, name: str) -> None:

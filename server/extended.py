@@ -8,7 +8,6 @@ decides. Pitfalls 17 to 22 of the pooling notes are handled here.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from protocol.errors import PgError
@@ -27,16 +26,17 @@ from protocol.scan import (
     length_at,
     pack_length,
 )
+from server.bound_effects import with_parameters
+from server.effects import pin_deferred
 from server.injected import own_names_messages, own_names_replies, refusal_message
 from server.prepared import (
     BACKEND_NAME_PREFIX,
     UNKNOWN_STATEMENT,
     SharedStatement,
     VirtualStatement,
-    bind_values,
     split_parse,
 )
-from server.statement_info import Effect, EffectKind, Needs, QueryInfo
+from server.statement_info import Effect, Needs, QueryInfo
 
 if TYPE_CHECKING:
     from engine.connection import BackendConnection
@@ -58,7 +58,6 @@ _CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 _STATEMENT: Final = 0x53  # 'S' in Describe and Close
 _MAY_BE_LOCAL: Final = frozenset({F_BIND, F_DESCRIBE, F_EXECUTE, F_CLOSE})
 _PORTALS_KEPT: Final = 64
-_TRUE: Final = frozenset({b"\x01", b"t", b"tr", b"tru", b"true", b"y", b"ye", b"yes", b"on", b"1"})
 
 
 _NOTHING_NEEDED: Final = (Needs.NOTHING, ())
@@ -221,6 +220,7 @@ class RunBuilder:
             return
         if session.is_materialised:
             before = session.prepared.get(name) if session.prepared is not None else None
+            pin_deferred(session, info)
             self._virtual(name, text_and_types, info)
             self._is_mixed = True
             self._replies.append(Expected(Reply.PARSE, on_answer=lambda raw: self._parsed_by_name(name, before, raw)))
@@ -327,7 +327,7 @@ class RunBuilder:
             info = statement.info if isinstance(statement, VirtualStatement) else None
         if info is not None:
             if info.has_effects:
-                info = _with_parameters(info, run, pos, end)
+                info = with_parameters(info, run, pos, end)
             if session.portals is None or (
                 len(session.portals) > _PORTALS_KEPT and session.status == READY_IDLE and not session.was_open
             ):
@@ -470,30 +470,3 @@ class _Described:
     def __call__(self, raw: bytes) -> None:
         if raw[:1] in (b"T", b"n"):
             self._statement.description = raw
-
-
-def _with_parameters(info: QueryInfo, run: bytes, pos: int, end: int) -> QueryInfo:
-    """Effects whose arguments are parameters of the statement, with the values bound here."""
-    if not any(any(effect.parameters) for statement in info.statements for effect in statement.effects):
-        return info
-    values = bind_values(run, pos, end)
-    statement = info.statements[0]
-    effects = tuple(_bound(effect, values) for effect in statement.effects)
-    return replace(info, statements=(replace(statement, effects=effects),))
-
-
-def _bound(effect: Effect, values: list[bytes | None]) -> Effect:
-    name_at, value_at, local_at = effect.parameters
-
-    def value(index: int) -> bytes | None:
-        return values[index - 1] if 0 < index <= len(values) else None
-
-    name, kind, text = effect.argument, effect.kind, effect.value
-    if name_at:
-        name = (value(name_at) or b"").decode(errors="replace").lower()
-    if value_at:
-        raw = value(value_at)
-        text = raw.decode(errors="replace") if raw is not None else None
-    if local_at and (value(local_at) or b"f").strip(b" ").lower() in _TRUE:
-        kind = EffectKind.SET_LOCAL
-    return Effect(kind, name, text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from protocol.errors import PgError
 from protocol.expectations import Action, Expected, HiddenReplies, MixedReplies, Reply
 from protocol.scan import F_CLOSE, F_PARSE, SYNC_BYTES, length_at, message, pack_length
+from server.effects import pin_deferred
 from server.prepared import BACKEND_NAME_PREFIX, VirtualStatement
 from server.statement_info import PinReason
 
@@ -102,6 +103,8 @@ def own_names_replies(session: ClientSession, backend: BackendConnection) -> lis
     session.wants_own_names = False
     session.is_materialised = True
     session.pins.add(PinReason.SQL_PREPARE)
+    for statement in (session.prepared or {}).values():
+        pin_deferred(session, statement.info)
     backend.prepared.clear()
 
     def deallocated(raw: bytes) -> None:

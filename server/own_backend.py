@@ -16,6 +16,7 @@ from engine.connection import BackendConnection
 from protocol.errors import PgError
 from protocol.expectations import Expected, HiddenReplies, MixedReplies, Reply
 from protocol.scan import F_BIND, READY_FAILED, READY_IDLE, SYNC_BYTES, length_at, message
+from server.effects import pin_deferred
 from server.injected import Compared, HiddenRun, close_message
 from server.prepared import VirtualStatement, bind_values
 from server.session_state import BUSY, IDLE, OPEN
@@ -59,6 +60,8 @@ class OwnBackend:
         backend.unnamed = None
         if session.prepared:
             await self._prepare_by_name(backend, session.prepared)
+            if sum(pin_deferred(session, statement.info) for statement in session.prepared.values()):
+                await self.bind_to_sequences(session)
         for channel in sorted(session.channels or ()):
             quoted = channel.replace('"', '""')
             await hidden(backend, f'LISTEN "{quoted}"')

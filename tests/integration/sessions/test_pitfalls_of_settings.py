@@ -176,6 +176,31 @@ def test_pitfall_15_set_config_by_any_way_stays_in_its_session(login: Login, scr
     assert third.value("SHOW work_mem") != "9MB"
 
 
+@pytest.mark.parametrize("comes_first", [True, False])
+@pytest.mark.parametrize("verb", ["EXECUTE hidden_set", "EXPLAIN ANALYZE EXECUTE hidden_set"])
+def test_pitfall_15_a_setting_by_execute_of_a_protocols_statement_stays(
+    login: Login, verb: str, *, comes_first: bool
+) -> None:
+    first = login()
+    if not comes_first:
+        first.simple("PREPARE other AS SELECT 1")
+    first.send(parse("SELECT set_config('my.executed', 'x', false)", "hidden_set"), sync())
+    first.recv_until("Z")
+    first.simple(verb)
+    first.simple("DEALLOCATE ALL")
+    assert first.value("SHOW my.executed") == "x"
+    first.close()
+    assert not login().value("SELECT current_setting('my.executed', true)")
+
+
+def test_pitfall_34_currval_knows_what_execute_of_a_protocols_statement_did(login: Login, script: Script) -> None:
+    script("DROP SEQUENCE IF EXISTS executed_numbers", "CREATE SEQUENCE executed_numbers")
+    first = login()
+    first.send(parse("SELECT nextval('executed_numbers')", "next"), sync())
+    first.recv_until("Z")
+    assert first.value("EXECUTE next") == first.value("SELECT lastval()") == "1"
+
+
 def test_pitfall_15_set_config_with_a_bound_local_flag_ends_with_the_transaction(login: Login) -> None:
     first = login()
     first.simple("SET my.bound = 'before'")
