@@ -17,6 +17,7 @@ from engine.connection import BackendConnection
 from protocol.errors import PgError
 from protocol.expectations import HiddenReplies
 from protocol.scan import B_NOTIFICATION, message
+from server.hidden import hidden
 
 _log = logging.getLogger("rustydb.listen")
 
@@ -52,7 +53,7 @@ class ListenHub:
         async with self._lock:
             connection = await self._connected()
             if channel not in self._subscribers:
-                await _run(connection, f"LISTEN {quote_identifier(channel)}")
+                await hidden(connection, f"LISTEN {quote_identifier(channel)}")
 
     def subscribe(self, listener: Listener, channel: str) -> None:
         """From now on `listener` gets what is sent to `channel`, which is already heard."""
@@ -98,7 +99,7 @@ class ListenHub:
             connection = await self._connect()
             connection.owner = self
             for channel in self._subscribers:
-                await _run(connection, f"LISTEN {quote_identifier(channel)}")
+                await hidden(connection, f"LISTEN {quote_identifier(channel)}")
             self._connection = connection
         return self._connection
 
@@ -158,25 +159,14 @@ def quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-async def _run(connection: BackendConnection, sql: str) -> None:
-    future: asyncio.Future[HiddenReplies] = asyncio.get_running_loop().create_future()
-    connection.send_hidden(sql, lambda reply: None if future.done() else future.set_result(reply))
-    reply = await future
-    if reply.error is not None:
-        raise reply.error
-
-
 def _ignore(reply: HiddenReplies) -> None:
     """UNLISTEN cannot fail in a way that matters: what is heard without a subscriber is dropped."""
 
 
-class Listening(Protocol):
+class Listening(Listener, Protocol):
     """A session with its subscriptions."""
 
     channels: set[str] | None
-
-    def notify(self, message: bytes) -> None:
-        """Give the client a NotificationResponse, when the protocol allows."""
 
 
 def transcoded(notification: bytes, encoding: str) -> bytes:

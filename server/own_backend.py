@@ -17,7 +17,9 @@ from protocol.errors import PgError
 from protocol.expectations import Expected, HiddenReplies, MixedReplies, Reply
 from protocol.scan import F_BIND, READY_FAILED, READY_IDLE, SYNC_BYTES, length_at, message
 from server.effects import pin_deferred
+from server.hidden import hidden
 from server.injected import Compared, HiddenRun, close_message
+from server.listen import quote_identifier
 from server.prepared import VirtualStatement, bind_values
 from server.session_state import BUSY, IDLE, OPEN
 from server.statement_info import PinReason
@@ -63,8 +65,7 @@ class OwnBackend:
             if sum(pin_deferred(session, statement.info) for statement in session.prepared.values()):
                 await self.bind_to_sequences(session)
         for channel in sorted(session.channels or ()):
-            quoted = channel.replace('"', '""')
-            await hidden(backend, f'LISTEN "{quoted}"')
+            await hidden(backend, f"LISTEN {quote_identifier(channel)}")
         if session.channels:
             session.pins.add(PinReason.LISTEN)
             self._host.subscribe(session, "", on=False)
@@ -139,16 +140,6 @@ class OwnBackend:
         if backend is None:
             raise PgError("08006", "connection to the database engine was lost")
         return backend
-
-
-async def hidden(backend: BackendConnection, sql: str) -> HiddenReplies:
-    """Run our own statement on a leased backend and wait for it. Raises its PgError."""
-    future: asyncio.Future[HiddenReplies] = asyncio.get_running_loop().create_future()
-    backend.send_hidden(sql, lambda reply: None if future.done() else future.set_result(reply))
-    reply = await future
-    if reply.error is not None:
-        raise reply.error
-    return reply
 
 
 async def hidden_run(backend: BackendConnection, messages: bytes, replies: MixedReplies) -> None:

@@ -20,6 +20,7 @@ from protocol.scan import message
 from server.context import REPORTED_NAMES, ContextRegistry, SessionContext, quote_literal, replay_sql
 from server.effects import REFUSED_ENCODINGS, python_encoding
 from server.errors import pool_error
+from server.hidden import hidden
 from server.pool.settings import PoolKey
 
 if TYPE_CHECKING:
@@ -183,13 +184,3 @@ async def lease(block: Block[BackendConnection], context: object) -> BackendConn
         if not block.cancel(waiter) and waiter.future.done() and waiter.future.exception() is None:
             block.release(waiter.future.result())
         raise
-
-
-async def hidden(backend: BackendConnection, sql: str) -> HiddenReplies:
-    """Run our own statement on a leased backend and wait for it. Raises its PgError."""
-    future: asyncio.Future[HiddenReplies] = asyncio.get_running_loop().create_future()
-    backend.send_hidden(sql, lambda reply: None if future.done() else future.set_result(reply))
-    reply = await future
-    if reply.error is not None:
-        raise reply.error
-    return reply
